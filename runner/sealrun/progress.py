@@ -6,7 +6,7 @@ that becomes a bar (terminal) or one line a minute (elsewhere).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, Self
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -23,7 +23,7 @@ class Task(Protocol):
         """Say what is being done now, e.g. the package being installed."""
         ...
 
-    def __enter__(self) -> Task: ...
+    def __enter__(self) -> Self: ...
 
     def __exit__(
         self,
@@ -61,7 +61,7 @@ class _SilentTask:
     def describe(self, text: str) -> None:
         """Ignore it."""
 
-    def __enter__(self) -> Task:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

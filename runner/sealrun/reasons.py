@@ -119,7 +119,8 @@ MEANINGS: dict[Reason, Meaning] = {
     Reason.EVENTS_LOST: Meaning(Severity.FLAG, "the event queue overflowed; events were lost"),
     Reason.GUARD_DIED: Meaning(Severity.FLAG, "the guard ended while the run was under way"),
     Reason.REMOTE_FILE_SYSTEM: Meaning(
-        Severity.FLAG, "the workspace is on a network file system, whose remote writes make no event"
+        Severity.FLAG,
+        "the workspace is on a network file system, whose remote writes make no event",
     ),
     Reason.WORKSPACE_NOT_COMPARED: Meaning(
         Severity.NOTE, "another revision than HEAD ran, so the workspace was not compared"

@@ -12,6 +12,7 @@ Rules that this module keeps:
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 from dataclasses import dataclass
@@ -92,8 +93,6 @@ class Places:
 
         The name is a hash of the path: ``sun_path`` holds 108 bytes (unix(7)).
         """
-        import hashlib
-
         key = hashlib.sha256(os.fsencode(workspace)).hexdigest()[:16]
         return private(self.runtime / "guard" / key)
 

@@ -15,7 +15,7 @@ import json
 import os
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -40,7 +40,9 @@ def printable(text: str) -> str:
     Keeps printable characters of every script and the space; escapes controls, surrogates and
     bidirectional overrides.
     """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
+    )
 
 
 class Console:
@@ -79,12 +81,12 @@ class Console:
 
     def task(self, title: str, total: int | None = None) -> Task:
         """Open a piece of long work (see ``sealrun.progress.Progress``)."""
-        if self.verbosity >= 0 and sys.stderr.isatty() and not os.environ.get("TERM") == "dumb":
+        if self.verbosity >= 0 and sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
             return _Bar(title, total)
         return _Lines(self, title, total)
 
     @staticmethod
-    def _write(stream: Any, text: str) -> None:
+    def _write(stream: TextIO, text: str) -> None:
         try:
             stream.write(text)
             stream.flush()
@@ -134,7 +136,7 @@ class _Lines:
             parts.append(detail)
         self.console.say(", ".join(parts))
 
-    def __enter__(self) -> Task:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -179,7 +181,7 @@ class _Bar:
         """Show what is done now beside the title."""
         self.bar.update(self.id, description=f"{self.title}: {printable(text)[:60]}")
 
-    def __enter__(self) -> Task:
+    def __enter__(self) -> Self:
         self.bar.start()
         return self
 

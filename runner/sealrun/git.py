@@ -1,0 +1,214 @@
+"""Our own git calls: scrubbed, so that nothing in a repository can make them run or fetch anything.
+
+Rules that this module keeps:
+
+- No hooks, filters, fsmonitor, external diffs, replace refs, lazy fetches, prompts, pagers or
+  optional locks: the environment and the command line of every call switch them off (git(1),
+  gitprotocol in git-config(1)).
+- The user's and the system's configuration are not read; the repository's own is, because it says
+  where things are (worktrees, object format, alternates).
+- Output is bytes: paths need not be UTF-8.
+- Git's answers are *claims*; ``tree.py`` re-hashes what matters.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from sealrun.errors import Fault, RepositoryError, UsageError
+
+#: Where the commits of runs are pinned, and snapshots live.
+RUN_REFS = "refs/sealrun/runs/"
+SNAPSHOT_REFS = "refs/sealrun/snapshots/"
+
+_OPTIONS = (
+    "--no-pager",
+    "--no-replace-objects",
+    "--literal-pathspecs",
+    *("-c", "core.hooksPath=/dev/null"),
+    *("-c", "core.fsmonitor=false"),
+    *("-c", "core.untrackedCache=false"),
+    *("-c", "core.attributesFile=/dev/null"),
+    *("-c", "core.quotePath=false"),
+    *("-c", "gc.auto=0"),
+    *("-c", "maintenance.auto=false"),
+    *("-c", "protocol.allow=never"),
+    *("-c", "safe.directory=*"),
+    *("-c", "log.showSignature=false"),
+)
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of every git call of ours; no ``GIT_*`` of the caller survives."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("GIT_", "LC_", "LANG"))}
+    return kept | {
+        "LC_ALL": "C",
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        "GIT_ATTR_NOSYSTEM": "1",
+        "GIT_NO_REPLACE_OBJECTS": "1",
+        "GIT_NO_LAZY_FETCH": "1",
+        "GIT_OPTIONAL_LOCKS": "0",
+        "GIT_TERMINAL_PROMPT": "0",
+        "GIT_EDITOR": "false",
+    }
+
+
+class GitFailed(Fault):
+    """A git call failed for a reason that its caller did not expect."""
+
+
+class Git:
+    """Scrubbed git in one directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def popen(
+        self, *arguments: str, extra: dict[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
+        """Start a git call with pipes on its standard input, output and error."""
+        try:
+            return subprocess.Popen(
+                ["git", *_OPTIONS, *arguments],
+                cwd=self.directory,
+                env=environment() | (extra or {}),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+        except FileNotFoundError as error:
+            if not self.directory.is_dir():
+                raise RepositoryError(f"no such directory: {self.directory}") from error
+            raise Fault(
+                "git is not installed", hint="Install git 2.30 or later, e.g. apt-get install git."
+            ) from error
+
+    def attempt(
+        self, *arguments: str, stdin: bytes = b"", extra: dict[str, str] | None = None
+    ) -> tuple[int, bytes, bytes]:
+        """Run a git call; return its status, standard output and standard error."""
+        with self.popen(*arguments, extra=extra) as process:
+            output, errors = process.communicate(stdin)
+        return process.returncode, output, errors
+
+    def run(
+        self, *arguments: str, stdin: bytes = b"", extra: dict[str, str] | None = None
+    ) -> bytes:
+        """Run a git call that must succeed; return its standard output.
+
+        Raises:
+            GitFailed: it did not; the message carries git's own words.
+        """
+        status, output, errors = self.attempt(*arguments, stdin=stdin, extra=extra)
+        if status != 0:
+            words = errors.decode("utf-8", "replace").strip() or f"exit status {status}"
+            raise GitFailed(f"git {arguments[0]} failed in {self.directory}: {words}")
+        return output
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A git repository with a working directory.
+
+    Attributes:
+        workspace: top of the working directory, resolved.
+        git_dir: this worktree's git directory.
+        common_dir: the git directory that all worktrees share.
+        algorithm: object format, ``sha1`` or ``sha256``.
+        branch: full name of the branch that HEAD is on; None when detached.
+    """
+
+    workspace: Path
+    git_dir: Path
+    common_dir: Path
+    algorithm: str
+    branch: str | None
+
+    @classmethod
+    def find(cls, directory: Path) -> Repository:
+        """Find the repository around a directory.
+
+        Raises:
+            RepositoryError: there is none, or it is bare.
+        """
+        git = Git(directory)
+        status, output, errors = git.attempt(
+            "rev-parse",
+            "--is-bare-repository",
+            "--is-inside-work-tree",
+            "--absolute-git-dir",
+            "--git-common-dir",
+            "--show-object-format",
+            "--show-toplevel",
+        )
+        lines = output.split(b"\n")
+        if status != 0 and lines[0] == b"true":
+            raise RepositoryError(
+                f"{directory} is a bare repository: it has no files to guard",
+                hint="Run sealrun in a clone or a worktree of it (git worktree add).",
+            )
+        if status != 0 and lines[:2] == [b"false", b"false"]:
+            raise RepositoryError(
+                f"{directory} is inside a git directory, not in the working directory",
+                hint="Change to the top of the working directory.",
+            )
+        if status != 0:
+            words = errors.decode("utf-8", "replace").strip()
+            if b"not a git repository" in errors:
+                raise RepositoryError(
+                    f"{directory} is not in a git repository",
+                    hint="sealrun runs what is committed: git init, add and commit first.",
+                )
+            raise RepositoryError(f"git cannot read the repository at {directory}: {words}")
+        _, _, git_dir, common, algorithm, top = lines[:6]
+        head = git.attempt("symbolic-ref", "-q", "HEAD")[1].strip()
+        return cls(
+            workspace=Path(os.fsdecode(top)),
+            git_dir=Path(os.fsdecode(git_dir)),
+            common_dir=(directory / os.fsdecode(common)).resolve(),
+            algorithm=algorithm.decode("ascii"),
+            branch=os.fsdecode(head) if head else None,
+        )
+
+    @property
+    def git(self) -> Git:
+        """Scrubbed git in this repository's working directory."""
+        return Git(self.workspace)
+
+    def resolve(self, revision: str = "HEAD") -> str:
+        """Return the full id of the commit that a revision names.
+
+        Raises:
+            RepositoryError: the repository has no commit yet.
+            UsageError: the revision is unknown, ambiguous or no commit.
+        """
+        status, output, errors = self.git.attempt(
+            "rev-parse", "--verify", "--quiet", "--end-of-options", revision + "^{commit}"
+        )
+        if status == 0:
+            return output.strip().decode("ascii")
+        if revision == "HEAD":
+            raise RepositoryError(
+                f"{self.workspace} has no commit yet",
+                hint="Commit first (git add, git commit), or use sealrun run --snapshot.",
+            )
+        words = errors.decode("utf-8", "replace").strip()
+        detail = " is ambiguous" if "ambiguous" in words else " is not known here"
+        raise UsageError(
+            f"revision {revision!r}{detail}",
+            hint="git log --oneline --all lists the commits of this repository.",
+        )
+
+    def pinned(self) -> tuple[str, ...]:
+        """Return the ids of runs that are pinned in this repository."""
+        output = self.git.run("for-each-ref", "--format=%(refname)", RUN_REFS)
+        prefix = len(RUN_REFS)
+        return tuple(line[prefix:].decode() for line in output.split(b"\n") if line)
+
+    def pin(self, run_id: str, commit: str) -> None:
+        """Keep a run's commit from garbage collection, whatever happens to its branch."""
+        self.git.run("update-ref", "--no-deref", RUN_REFS + run_id, commit)
