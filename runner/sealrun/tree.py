@@ -26,7 +26,7 @@ from sealrun.errors import ObjectCorrupt, SealRefused, StorageFault
 from sealrun.git import Git, Repository
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Generator, Iterable, Sequence
     from pathlib import Path
 
 FILE = 0o100644
@@ -125,7 +125,7 @@ class Spool:
         return content
 
     @contextmanager
-    def appending(self) -> Iterator[_Appender]:
+    def appending(self) -> Generator[_Appender]:
         """Add objects; one process at a time.
 
         Raises:

@@ -1,0 +1,534 @@
+"""What is guarded, what to do, what the sandbox allows; each value knows its origin.
+
+Rules that this module keeps:
+
+- No IO: text and bytes come in, frozen models go out.
+- Unknown keys and impossible values are errors that name the line and the nearest key.
+- Precedence is shipped < commit < command line, and the command line may only tighten.
+- A policy is identified by the bytes that a human can approve: those of ``sealrun.toml`` in the
+  commit (none: the shipped ``standard``).
+- Every loosening against ``standard`` can be listed, so that it goes on record.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import hashlib
+import re
+import tomllib
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from sealrun.errors import PolicyError, UsageError
+from sealrun.reasons import Reason, Severity
+from sealrun.sandbox.protocol import Limits
+from sealrun.shipped import shipped
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from sealrun.tree import CommittedTree
+
+#: The policy's place in a commit; the pins of tags stand beside it.
+POLICY_FILE = b"sealrun.toml"
+PINS_FILE = b"sealrun.lock"
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_BINARY = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?", re.IGNORECASE)
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|min|m|h|d)?", re.IGNORECASE)
+_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+
+
+def parse_size(value: object) -> object:
+    """Turn ``8GiB``, ``500MB`` or a number into bytes; leave anything else to the model."""
+    if isinstance(value, str) and (match := _SIZE.fullmatch(value.strip())):
+        unit = match[2].lower()
+        return int(float(match[1]) * (_UNITS | _BINARY)[unit])
+    return value
+
+
+def parse_duration(value: object) -> object:
+    """Turn ``600s``, ``10min`` or a number into seconds; leave anything else to the model."""
+    if isinstance(value, str) and (match := _DURATION.fullmatch(value.strip())):
+        return float(match[1]) * _SECONDS[(match[2] or "s").lower()]
+    return value
+
+
+Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
+Duration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0)]
+
+
+class Level(StrEnum):
+    """How findings are answered, from the mildest to the hardest."""
+
+    AUDIT = "audit"
+    STANDARD = "standard"
+    STRICT = "strict"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ImagePolicy(_Section):
+    """``[image]``: what the container's root is made of."""
+
+    base: str = Field(default="debian-python", description="recipe, reference, or dockerfile:PATH")
+    environment: str = Field(
+        default="auto", description="auto, none, or the lock's path in the commit"
+    )
+    build_sdists: bool = Field(default=False, description="build source distributions, contained")
+
+
+class SandboxPolicy(_Section):
+    """``[sandbox]``: what the container may do and use."""
+
+    network: Literal["none", "bridge"] = Field(
+        default="none", description="none, or the engine's bridge"
+    )
+    workdir: Literal["new-files", "read-only"] = Field(
+        default="new-files", description="whether new files may be made beside the committed ones"
+    )
+    seccomp: Literal["sealrun", "engine"] = Field(
+        default="sealrun", description="system call filter"
+    )
+    gpus: Literal["caller", "none"] = Field(
+        default="caller", description="GPUs: those the caller sees"
+    )
+    memory: Size | None = Field(
+        default=None, description="bytes; without it as much as the caller has"
+    )
+    cpus: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="CPU time per wall time"
+    )
+    pids: Annotated[int, Field(gt=0)] = Field(default=4096, description="processes and threads")
+    open_files: Annotated[int, Field(gt=0)] = Field(
+        default=65536, description="descriptors a process"
+    )
+    file_size: Size | None = Field(default=None, description="bytes of one file")
+    shm: Size = Field(default=1 << 30, description="bytes of /dev/shm")
+    tmp: Size = Field(default=4 << 30, description="bytes of each scratch file system")
+    outputs: Size = Field(default=10 << 30, description="bytes of new files in all")
+    variables: dict[str, str] = Field(
+        default_factory=dict[str, str], description="environment variables with their values"
+    )
+    pass_variables: tuple[str, ...] = Field(
+        default=(),
+        description="names of variables whose values are taken from the caller, on record",
+    )
+
+    def limits(self) -> Limits:
+        """Return what the sandbox is asked to enforce."""
+        return Limits(
+            memory=self.memory,
+            cpus=self.cpus,
+            pids=self.pids,
+            file_size=self.file_size,
+            open_files=self.open_files,
+            shm=self.shm,
+            tmp=self.tmp,
+            outputs=self.outputs,
+        )
+
+
+class LimitsPolicy(_Section):
+    """``[limits]``: when a run is ended."""
+
+    deadline: Duration | None = Field(
+        default=None, description="seconds of the process; none by default"
+    )
+    grace: Duration = Field(default=10.0, description="seconds between SIGTERM and SIGKILL")
+    log: Size = Field(default=256 << 20, description="bytes of output that are kept")
+
+
+class MetricPolicy(_Section):
+    """``[metric]``: the number that an experiment prints about itself."""
+
+    name: str = Field(
+        default="val_bpb", description="its name: the last line 'NAME: NUMBER' counts"
+    )
+    direction: Literal["minimize", "maximize"] = Field(
+        default="minimize", description="what is better"
+    )
+    pattern: str | None = Field(
+        default=None, description="regular expression with one group, by line"
+    )
+    file: str | None = Field(
+        default=None, description="a JSON file below /out instead of the output"
+    )
+    key: str | None = Field(
+        default=None, description="dotted key in that file; without it, the name"
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> MetricPolicy:
+        if self.pattern is not None:
+            try:
+                groups = re.compile(self.pattern).groups
+            except re.error as error:
+                raise ValueError(f"pattern is no regular expression: {error}") from error
+            if groups != 1:
+                raise ValueError(f"pattern needs one group, it has {groups}")
+            if self.file is not None:
+                raise ValueError("pattern and file exclude each other")
+        if self.file is not None and (self.file.startswith("/") or ".." in self.file.split("/")):
+            raise ValueError("file must be relative to /out")
+        return self
+
+
+class GuardPolicy(_Section):
+    """``[guard]``: what may not change without a human."""
+
+    protected: tuple[str, ...] = Field(
+        default=(), description="patterns of paths that only a human may change, e.g. prepare.py"
+    )
+
+
+class DataPolicy(_Section):
+    """``[[data]]``: a directory or file outside the repository, mounted read-only."""
+
+    source: str = Field(description="path on the host; ~ is the caller's home")
+    target: str | None = Field(
+        default=None, description="path in the container; else the same below HOME"
+    )
+
+
+class Policy(_Section):
+    """All that a policy says."""
+
+    level: Level = Field(default=Level.STANDARD, description="how findings are answered")
+    image: ImagePolicy = ImagePolicy()
+    sandbox: SandboxPolicy = SandboxPolicy()
+    limits: LimitsPolicy = LimitsPolicy()
+    metric: MetricPolicy = MetricPolicy()
+    guard: GuardPolicy = GuardPolicy()
+    data: tuple[DataPolicy, ...] = Field(default=(), description="data mounts")
+
+    def react(self, reason: Reason, severity: Severity) -> Severity:
+        """Return what a finding does under this policy's level (DESIGN section 5)."""
+        if severity is Severity.NOTE:
+            return severity
+        if self.level is Level.AUDIT:
+            # A missing ledger cannot be recorded: there is nothing to record it in.
+            return severity if reason is Reason.LEDGER_MISSING else _milder(severity)
+        if self.level is Level.STRICT:
+            return Severity.REFUSE if severity is Severity.REFUSE else Severity.ABORT
+        return severity
+
+
+def _milder(severity: Severity) -> Severity:
+    return Severity.FLAG if severity in (Severity.ABORT, Severity.REFUSE) else severity
+
+
+@dataclass(frozen=True)
+class EffectivePolicy:
+    """A policy with the origin of each value.
+
+    Attributes:
+        origins: dotted key to where its value comes from, e.g. ``sealrun.toml:12``.
+        digest: sha256 of the committed policy's bytes; that is what gets approved.
+        committed: whether the commit holds a policy.
+    """
+
+    policy: Policy
+    origins: Mapping[str, str]
+    digest: str
+    committed: bool
+
+    def values(self) -> dict[str, Any]:
+        """Return each value under its dotted key, as JSON types."""
+        return dict(_flatten(self.policy.model_dump(mode="json")))
+
+    def loosened(self) -> tuple[str, ...]:
+        """Return each setting that is weaker than the shipped one, as a sentence."""
+        return tuple(_loosenings(self.policy))
+
+
+NO_POLICY = hashlib.sha256(b"").hexdigest()
+
+
+def shipped_policy(name: str) -> EffectivePolicy:
+    """Return a shipped policy: ``audit``, ``standard`` or ``strict``."""
+    text = f'extends = "{name}"\n'
+    found = load(text.encode(), source=f"{name} (shipped)")
+    return EffectivePolicy(found.policy, found.origins, NO_POLICY, committed=False)
+
+
+def committed_policy(tree: CommittedTree) -> EffectivePolicy:
+    """Return the policy of a commit, or the shipped ``standard`` where it holds none.
+
+    Raises:
+        PolicyError: it does not validate.
+    """
+    entry = tree.get(POLICY_FILE)
+    if entry is None:
+        return shipped_policy("standard")
+    return load(tree.read(entry), source=f"{POLICY_FILE.decode()} of {tree.commit[:7]}")
+
+
+def load(content: bytes, *, source: str) -> EffectivePolicy:
+    """Read a policy file.
+
+    Args:
+        source: how messages name it.
+
+    Raises:
+        PolicyError: bad TOML, an unknown key, an impossible value; the message names the line.
+    """
+    document, text = _parse(content, source)
+    layers = _ancestry(document, text, source)
+    merged: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for name, content_of, values in layers:
+        _merge(merged, values)
+        for key, _ in _flatten(values):
+            line = _line_of(content_of, key)
+            origins[key] = f"{name}:{line}" if line and "(shipped)" not in name else name
+    try:
+        policy = Policy.model_validate(merged)
+    except ValidationError as error:
+        raise _invalid(error, text, source) from error
+    for key, _ in _flatten(policy.model_dump(mode="json")):
+        origins.setdefault(key, "built in")
+    return EffectivePolicy(policy, origins, hashlib.sha256(content).hexdigest(), committed=True)
+
+
+def _parse(content: bytes, source: str) -> tuple[dict[str, Any], str]:
+    try:
+        text = content.decode("utf-8")
+        return tomllib.loads(text), text
+    except UnicodeDecodeError as error:
+        raise PolicyError(f"{source}: not UTF-8 at byte {error.start}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise PolicyError(f"{source}: {error}", hint="The file is TOML (toml.io).") from error
+
+
+_Layer = tuple[str, str, dict[str, Any]]
+
+
+def _ancestry(document: dict[str, Any], text: str, source: str) -> list[_Layer]:
+    parent = document.pop("extends", "standard")
+    names = [level.value for level in Level]
+    if parent not in names:
+        raise PolicyError(
+            f"{source}:{_line_of(text, 'extends')}: extends = {parent!r} is no shipped policy",
+            hint=f"Use one of {', '.join(names)}.",
+        )
+    layers: list[_Layer] = [(source, text, document)]
+    while True:
+        file = shipped("policies", f"{parent}.toml")
+        text = file.read_text("utf-8")
+        values = tomllib.loads(text)
+        grandparent = values.pop("extends", None)
+        layers.insert(0, (f"{parent} (shipped)", text, values))
+        if grandparent is None:
+            return layers
+        parent = grandparent
+
+
+def _merge(into: dict[str, Any], values: dict[str, Any]) -> None:
+    for key, value in values.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _line_of(text: str, dotted: str) -> int | None:
+    """Return the line of a key: tomllib keeps no positions, so sections are followed by hand."""
+    section = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := re.match(r"\s*\[\[?\s*([^\]]+?)\s*\]", line):
+            section = header[1] + "."
+            if dotted in (header[1], section):
+                return number
+        elif (pair := re.match(r"\s*([\w.\"-]+)\s*=", line)) and section + pair[1].strip(
+            '"'
+        ) == dotted:
+            return number
+    return None
+
+
+def _invalid(error: ValidationError, text: str, source: str) -> PolicyError:
+    lines: list[str] = []
+    hint = "sealrun policy check FILE validates a policy before it is committed."
+    for problem in error.errors():
+        place = [str(part) for part in problem["loc"] if not isinstance(part, int)]
+        dotted = ".".join(place)
+        line = _line_of(text, dotted) or _line_of(text, place[0]) if place else None
+        where = f"{source}:{line}" if line else source
+        if problem["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(dotted, keys(), n=1, cutoff=0.4)
+            lines.append(f"{where}: unknown key {dotted}")
+            if near:
+                hint = f"The nearest key is {near[0]}."
+        else:
+            lines.append(f"{where}: {dotted}: {problem['msg']}")
+    return PolicyError("; ".join(lines), hint=hint)
+
+
+def keys() -> tuple[str, ...]:
+    """Return every dotted key that a policy may hold."""
+    return tuple(key for key, _, _ in describe())
+
+
+def describe() -> tuple[tuple[str, str, Any], ...]:
+    """Return each dotted key with its description and default, for help and the reference."""
+    rows: list[tuple[str, str, Any]] = [
+        ("extends", "audit, standard or strict: what this policy builds on", "standard"),
+        ("level", "how findings are answered", "standard"),
+    ]
+    sections: tuple[tuple[str, type[_Section]], ...] = (
+        ("image", ImagePolicy),
+        ("sandbox", SandboxPolicy),
+        ("limits", LimitsPolicy),
+        ("metric", MetricPolicy),
+        ("guard", GuardPolicy),
+        ("data", DataPolicy),
+    )
+    for name, model in sections:
+        for key, info in model.model_fields.items():
+            default = None if info.is_required() else info.get_default(call_default_factory=True)
+            rows.append((f"{name}.{key}", info.description or "", default))
+    return tuple(rows)
+
+
+def _loosenings(policy: Policy) -> Iterator[str]:
+    box = policy.sandbox
+    if policy.level is Level.AUDIT:
+        yield "level: findings are recorded, nothing is refused or aborted"
+    if box.network != "none":
+        yield f"sandbox.network: {box.network} instead of none"
+    if box.seccomp != "sealrun":
+        yield "sandbox.seccomp: the engine's own profile instead of sealrun's"
+    if box.pass_variables:
+        yield f"sandbox.pass_variables: {', '.join(box.pass_variables)} come from the caller"
+    shipped_box = SandboxPolicy()
+    for key in ("pids", "open_files", "shm", "tmp", "outputs"):
+        value, standard = getattr(box, key), getattr(shipped_box, key)
+        if value > standard:
+            yield f"sandbox.{key}: {value} instead of {standard}"
+    if policy.image.build_sdists:
+        yield "image.build_sdists: source distributions run their build code"
+
+
+@dataclass(frozen=True)
+class Tightening:
+    """What the command line asks for on top of the policy."""
+
+    level: Level | None = None
+    deadline: float | None = None
+    memory: int | None = None
+    cpus: float | None = None
+
+
+def tighten(effective: EffectivePolicy, asked: Tightening) -> EffectivePolicy:
+    """Apply the command line, which may only tighten.
+
+    Raises:
+        UsageError: an option would loosen the approved policy.
+    """
+    policy = effective.policy
+    origins = dict(effective.origins)
+    order = list(Level)
+    changes: dict[str, Any] = policy.model_dump()
+
+    def check(option: str, key: str, asked: float, held: float | None) -> None:
+        if held is not None and asked > held:
+            raise UsageError(
+                f"{option} {asked:g} is looser than the policy's {key} = {held:g}",
+                hint="Options may only tighten; the policy is a human's to change.",
+            )
+        origins[key] = option
+
+    if asked.level is not None:
+        if order.index(asked.level) < order.index(policy.level):
+            raise UsageError(
+                f"--policy {asked.level} is looser than the policy's level {policy.level}",
+                hint="Options may only tighten; the policy is a human's to change.",
+            )
+        changes["level"] = asked.level
+        origins["level"] = "--policy"
+    if asked.deadline is not None:
+        check("--deadline", "limits.deadline", asked.deadline, policy.limits.deadline)
+        changes["limits"]["deadline"] = asked.deadline
+    if asked.memory is not None:
+        check("--memory", "sandbox.memory", asked.memory, policy.sandbox.memory)
+        changes["sandbox"]["memory"] = asked.memory
+    if asked.cpus is not None:
+        check("--cpus", "sandbox.cpus", asked.cpus, policy.sandbox.cpus)
+        changes["sandbox"]["cpus"] = asked.cpus
+    return EffectivePolicy(
+        Policy.model_validate(changes), origins, effective.digest, effective.committed
+    )
+
+
+@dataclass(frozen=True)
+class Approvable:
+    """What a human approves: the policy's bytes and the blob of each protected path.
+
+    Attributes:
+        policy: sha256 of the committed policy; ``NO_POLICY`` where there is none.
+        protected: path (as text, surrogates escaped) to blob id.
+        patterns: the protected patterns that were in force.
+    """
+
+    policy: str
+    protected: Mapping[str, str] = field(default_factory=dict[str, str])
+    patterns: tuple[str, ...] = ()
+
+
+def approvable(
+    tree: CommittedTree, effective: EffectivePolicy, more: tuple[str, ...] = ()
+) -> Approvable:
+    """Return what a commit asks a human to approve.
+
+    Args:
+        more: patterns of the approved policy, so that a commit cannot drop its own protection.
+    """
+    patterns = tuple(sorted({*effective.policy.guard.protected, *more, PINS_FILE.decode()}))
+    protected = {
+        name: entry.oid
+        for entry in tree.entries
+        if is_protected(name := entry.path.decode("utf-8", "surrogateescape"), patterns)
+    }
+    return Approvable(effective.digest, protected, patterns)
+
+
+def is_protected(path: str, patterns: tuple[str, ...]) -> bool:
+    """Tell whether a path matches a pattern; a pattern that names a directory covers all below."""
+    return any(
+        fnmatch.fnmatchcase(path, pattern) or path.startswith(pattern.rstrip("/") + "/")
+        for pattern in patterns
+    )
+
+
+def changed(approved: Approvable, candidate: Approvable) -> tuple[Reason, ...]:
+    """Return why a candidate needs a human: policy changed, protected files changed, both."""
+    reasons: list[Reason] = []
+    if approved.policy != candidate.policy:
+        reasons.append(Reason.POLICY_CHANGED)
+    if changed_paths(approved, candidate):
+        reasons.append(Reason.PROTECTED_CHANGED)
+    return tuple(reasons)
+
+
+def changed_paths(approved: Approvable, candidate: Approvable) -> tuple[str, ...]:
+    """Return the protected paths whose blob differs, is new, or is gone."""
+    names = approved.protected.keys() | candidate.protected.keys()
+    return tuple(
+        sorted(n for n in names if approved.protected.get(n) != candidate.protected.get(n))
+    )
