@@ -198,11 +198,11 @@ def walk(source: Path) -> Iterator[tuple[bytes, Identity]]:
     if stat.S_ISREG(status.st_mode):
         yield b"", Identity.of(status)
         return
-    yield from _walk(os.fsencode(source), b"")
+    yield from _walk(source, b"")
 
 
-def _walk(root: bytes, below: bytes) -> Iterator[tuple[bytes, Identity]]:
-    with os.scandir(os.path.join(root, below) if below else root) as listing:
+def _walk(root: Path, below: bytes) -> Iterator[tuple[bytes, Identity]]:
+    with os.scandir(os.fsencode(root / os.fsdecode(below))) as listing:
         entries = sorted(listing, key=lambda entry: entry.name)
     for entry in entries:
         path = below + b"/" + entry.name if below else entry.name
@@ -214,8 +214,7 @@ def _walk(root: bytes, below: bytes) -> Iterator[tuple[bytes, Identity]]:
 
 def _hash(source: Path, path: bytes) -> str:
     digest = hashlib.sha256()
-    name = os.path.join(os.fsencode(source), path) if path else os.fsencode(source)
-    with open(name, "rb") as file:
+    with (source / os.fsdecode(path)).open("rb") as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
@@ -233,7 +232,7 @@ def changes(dataset: Dataset) -> tuple[str, ...]:
     except OSError as error:
         return (f"{dataset.source} cannot be read any more: {error.strerror}",)
     for path in sorted(known.keys() | now.keys()):
-        name = os.path.join(str(dataset.source), os.fsdecode(path)) if path else str(dataset.source)
+        name = dataset.source / os.fsdecode(path)
         if path not in now:
             found.append(f"{name} is gone")
         elif path not in known:
