@@ -1,0 +1,293 @@
+"""Verify 2: what a created container shows, against what its layers hold.
+
+Rules that this module keeps:
+
+- Set equality: a missing, a changed and an extra path are each a finding.
+- Committed files are compared by content every time.
+- Base and environment are compared by content at first use per engine and layer stack; later by
+  path, inode, size, mode and ctime, as one digest over all of them. A digest that differs is not a
+  finding but leads to a full comparison.
+- What an engine itself puts into a container (``/.dockerenv``, mount points, ``/etc/hosts``) is
+  named here, one by one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+import tarfile
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sealrun.image.model import WORKDIR
+from sealrun.sandbox.protocol import FileState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from sealrun.image.model import Layer
+    from sealrun.progress import Progress
+    from sealrun.sandbox.protocol import Container
+
+_CHUNK = 1 << 20
+_WHITEOUT = b".wh."
+_OPAQUE = b".wh..wh..opq"
+
+#: Directories that every container gets anew, and so are compared neither way.
+_FRESH = (b"proc", b"sys", b"dev", b"tmp", b"var/tmp", b"run", b"home/run", b"out", b".sealrun")
+#: Files that an engine binds or makes in every container (moby, ``daemon/initlayer``).
+_ENGINES = (
+    b".dockerenv",
+    b"etc/hosts",
+    b"etc/hostname",
+    b"etc/resolv.conf",
+    b"etc/mtab",
+    b"etc/passwd",
+    b"etc/group",
+    b"run/.containerenv",
+)
+
+
+@dataclass(frozen=True)
+class Discrepancy:
+    """One path of a container that is not what its layers hold.
+
+    Attributes:
+        what: ``missing``, ``extra`` or ``changed``.
+    """
+
+    path: str
+    what: str
+
+
+def compare_workdir(container: Container, manifest: Sequence[FileState]) -> list[Discrepancy]:
+    """Compare the committed files of a container with the tree layer's manifest, by content."""
+    return _compare({f.path: f for f in manifest}, container.files(WORKDIR), WORKDIR + "/")
+
+
+def compare_rest(
+    container: Container, layers: Sequence[Layer], mounts: Iterable[str], progress: Progress
+) -> list[Discrepancy]:
+    """Compare base and environment in a container with their layers, by content."""
+    skipped = _skipped(mounts)
+    expected = {
+        path: state for path, state in merged(layers, progress).items() if not _below(path, skipped)
+    }
+    size = sum(state.size for state in expected.values())
+    with progress.task("verifying base and environment in the container", size) as task:
+        seen = _advancing(container.files("/"), task.advance)
+        found = (state for state in seen if not _below(state.path, skipped))
+        return _compare(expected, found, "/", ancestors=_ancestors(skipped))
+
+
+def _advancing(states: Iterable[FileState], advance: Callable[[int], None]) -> Iterator[FileState]:
+    for state in states:
+        advance(state.size)
+        yield state
+
+
+def _skipped(mounts: Iterable[str]) -> frozenset[bytes]:
+    targets = {os.fsencode(target).strip(b"/") for target in mounts}
+    return frozenset({*_FRESH, *_ENGINES, WORKDIR.strip("/").encode(), *targets})
+
+
+def _ancestors(paths: Iterable[bytes]) -> frozenset[bytes]:
+    found: set[bytes] = set()
+    for path in paths:
+        parts = path.split(b"/")
+        found.update(b"/".join(parts[:n]) for n in range(1, len(parts) + 1))
+    return frozenset(found)
+
+
+def _below(path: bytes, roots: frozenset[bytes]) -> bool:
+    if path in roots:
+        return True
+    at = path.find(b"/")
+    while at > 0:
+        if path[:at] in roots:
+            return True
+        at = path.find(b"/", at + 1)
+    return False
+
+
+def _compare(
+    expected: Mapping[bytes, FileState],
+    found: Iterable[FileState],
+    prefix: str,
+    ancestors: frozenset[bytes] = frozenset(),
+) -> list[Discrepancy]:
+    discrepancies: list[Discrepancy] = []
+    seen: set[bytes] = set()
+
+    def report(path: bytes, what: str) -> None:
+        name = prefix + path.decode("utf-8", "surrogateescape")
+        discrepancies.append(Discrepancy(name, what))
+
+    for state in found:
+        seen.add(state.path)
+        wanted = expected.get(state.path)
+        if wanted is None:
+            # Parents of mount points are made by the engine where the image lacks them.
+            if not (state.kind == "directory" and state.path in ancestors):
+                report(state.path, "extra")
+        elif not _same(wanted, state):
+            report(state.path, "changed")
+    for path in expected.keys() - seen:
+        report(path, "missing")
+    return sorted(discrepancies, key=lambda d: d.path)
+
+
+def _same(wanted: FileState, found: FileState) -> bool:
+    if wanted.kind != found.kind:
+        return False
+    if wanted.kind == "directory":
+        return wanted.mode == found.mode
+    if wanted.kind == "symlink":
+        return wanted.sha256 == found.sha256
+    return (wanted.mode, wanted.size, wanted.sha256) == (found.mode, found.size, found.sha256)
+
+
+def merged(layers: Sequence[Layer], progress: Progress) -> dict[bytes, FileState]:
+    """Return what a stack of layers shows, whiteouts applied (OCI image layer specification)."""
+    root: dict[bytes, FileState] = {}
+    total = sum(layer.size for layer in layers)
+    with progress.task("reading the manifest of base and environment", total) as task:
+        for layer in layers:
+            upper = dict(_members(layer.path))
+            for path in upper:
+                parent, _, name = path.rpartition(b"/")
+                if name == _OPAQUE:
+                    _forget(root, parent, itself=False)
+                elif name.startswith(_WHITEOUT):
+                    hidden = name.removeprefix(_WHITEOUT)
+                    _forget(root, parent + b"/" + hidden if parent else hidden, itself=True)
+            for path, state in upper.items():
+                if path.rpartition(b"/")[2].startswith(_WHITEOUT):
+                    continue
+                old = root.get(path)
+                if old is not None and old.kind == "directory" and state.kind != "directory":
+                    _forget(root, path, itself=True)
+                root[path] = state
+            task.advance(layer.size)
+    return root
+
+
+def _forget(root: dict[bytes, FileState], path: bytes, *, itself: bool) -> None:
+    prefix = path + b"/" if path else b""
+    for known in [p for p in root if p.startswith(prefix) or (itself and p == path)]:
+        del root[known]
+
+
+def _members(archive: Path) -> Iterator[tuple[bytes, FileState]]:
+    known: dict[bytes, FileState] = {}
+    with tarfile.open(archive, "r:", encoding="utf-8", errors="surrogateescape") as tar:
+        for member in tar:
+            path = member.name.encode("utf-8", "surrogateescape").strip(b"/")
+            path = path.removeprefix(b"./")
+            if path in (b"", b"."):
+                continue
+            if member.islnk():
+                target = member.linkname.encode("utf-8", "surrogateescape").strip(b"/")
+                same = known[target.removeprefix(b"./")]
+                state = FileState(path, same.kind, same.mode, same.size, same.sha256)
+            else:
+                state = _state(tar, member, path)
+            known[path] = state
+            yield path, state
+
+
+def _state(tar: tarfile.TarFile, member: tarfile.TarInfo, path: bytes) -> FileState:
+    if member.isdir():
+        return FileState(path, "directory", member.mode & 0o7777, 0, None)
+    if member.issym():
+        target = member.linkname.encode("utf-8", "surrogateescape")
+        return FileState(path, "symlink", 0o777, 0, hashlib.sha256(target).hexdigest())
+    if not member.isreg():
+        return FileState(path, "other", member.mode & 0o7777, 0, None)
+    digest = hashlib.sha256()
+    content = tar.extractfile(member)
+    while content is not None and (chunk := content.read(_CHUNK)):
+        digest.update(chunk)
+    return FileState(path, "file", member.mode & 0o7777, member.size, digest.hexdigest())
+
+
+def listing_digest(root: Path, mounts: Iterable[str]) -> str:
+    """Return one digest over path, kind, mode, inode, size and ctime of all but the workdir.
+
+    Two equal digests on one engine mean that no file was written, replaced or touched in between:
+    ctime cannot be set from user space (inode(7)).
+
+    Raises:
+        OSError: the container's root cannot be listed.
+    """
+    skipped = _skipped(mounts)
+    digest = hashlib.sha256()
+    handle = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _list(handle, b"", skipped, _ancestors(skipped), digest)
+    finally:
+        os.close(handle)
+    return digest.hexdigest()
+
+
+def _list(
+    handle: int,
+    below: bytes,
+    skipped: frozenset[bytes],
+    ancestors: frozenset[bytes],
+    digest: hashlib._Hash,  # pyright: ignore[reportPrivateUsage] - hashlib names no public type
+) -> None:
+    with os.scandir(handle) as entries:
+        names = sorted(os.fsencode(entry.name) for entry in entries)
+    for name in names:
+        path = below + name
+        if path in skipped:
+            continue
+        status = os.stat(name, dir_fd=handle, follow_symlinks=False)
+        if stat.S_ISDIR(status.st_mode):
+            # An engine that adds a mount point makes the parent directory anew: only its name
+            # and mode are the image's.
+            if path not in ancestors:
+                digest.update(b"%s\0d%o\n" % (path, status.st_mode))
+            child = os.open(
+                name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=handle
+            )
+            try:
+                _list(child, path + b"/", skipped, ancestors, digest)
+            finally:
+                os.close(child)
+        else:
+            digest.update(
+                b"%s\0%o %d %d %d\n"
+                % (path, status.st_mode, status.st_ino, status.st_size, status.st_ctime_ns)
+            )
+
+
+class Witnesses:
+    """Digests of verified listings, by engine and layer stack; a cache in one JSON file each."""
+
+    def __init__(self, directory: Path, engine: str) -> None:
+        self.directory = directory
+        self.engine = engine
+
+    def _file(self, layers: Sequence[Layer]) -> Path:
+        stack = "\n".join([self.engine, *(layer.diff_id for layer in layers)])
+        return self.directory / f"witness-{hashlib.sha256(stack.encode()).hexdigest()[:32]}.json"
+
+    def known(self, layers: Sequence[Layer]) -> str | None:
+        """Return the listing digest of the last full verification, if there was one."""
+        try:
+            found = json.loads(self._file(layers).read_text("ascii"))["listing"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return found if isinstance(found, str) else None
+
+    def remember(self, layers: Sequence[Layer], listing: str) -> None:
+        """Keep the listing digest of a full verification that found no discrepancy."""
+        file = self._file(layers)
+        draft = file.with_suffix(f".{os.getpid()}")
+        draft.write_text(json.dumps({"listing": listing}), "ascii")
+        draft.replace(file)
