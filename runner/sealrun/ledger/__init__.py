@@ -1,0 +1,79 @@
+"""The ledger: what happened, in a chain of events that cannot be changed unnoticed.
+
+``open_ledger`` opens the record of one repository; ``events`` says what can be appended to it;
+``records`` what is read from it.
+"""
+
+from __future__ import annotations
+
+from sealrun.ledger.alive import is_alive
+from sealrun.ledger.chain import Anchor, Break, ChainReport
+from sealrun.ledger.events import (
+    Alert,
+    Approval,
+    BaseMade,
+    Because,
+    Controller,
+    Coverage,
+    EngineFacts,
+    EnvironmentMade,
+    Event,
+    HostFacts,
+    Judgement,
+    LayerFacts,
+    LoadingFacts,
+    MetricFacts,
+    Note,
+    OutputFile,
+    Pin,
+    PolicyFacts,
+    Process,
+    RunEnded,
+    RunOpened,
+    RunProgress,
+    WriterFacts,
+)
+from sealrun.ledger.ledger import Ledger, Transaction, open_ledger, utc
+from sealrun.ledger.projections import Filter
+from sealrun.ledger.records import Recorded, RunRecord, alert_document, document
+from sealrun.ledger.ulid import new_ulid
+
+__all__ = [
+    "Alert",
+    "Anchor",
+    "Approval",
+    "BaseMade",
+    "Because",
+    "Break",
+    "ChainReport",
+    "Controller",
+    "Coverage",
+    "EngineFacts",
+    "EnvironmentMade",
+    "Event",
+    "Filter",
+    "HostFacts",
+    "Judgement",
+    "LayerFacts",
+    "Ledger",
+    "LoadingFacts",
+    "MetricFacts",
+    "Note",
+    "OutputFile",
+    "Pin",
+    "PolicyFacts",
+    "Process",
+    "Recorded",
+    "RunEnded",
+    "RunOpened",
+    "RunProgress",
+    "RunRecord",
+    "Transaction",
+    "WriterFacts",
+    "alert_document",
+    "document",
+    "is_alive",
+    "new_ulid",
+    "open_ledger",
+    "utc",
+]
