@@ -1,0 +1,1 @@
+"""Base, environment layer, tree layer, and how the image made of them gets into an engine."""

@@ -1,0 +1,178 @@
+"""What travels to an engine: an image archive that holds only the layers that are missing there.
+
+Rules that this module keeps:
+
+- One archive speaks both languages: ``manifest.json`` for classic image stores (``docker save``'s
+  format, moby ``image/tarexport``) and ``oci-layout`` + ``index.json`` for containerd's (OCI image
+  layout), over the same blobs. An engine that has a layer does not look for its blob.
+- What names the image comes last: an archive that breaks off, or whose layer proves damaged on the
+  way, never becomes an image.
+- Layers are streamed from the store and hashed on the way; the size is known beforehand.
+- The manifest follows from config and layers alone, so its digest, which is what a containerd store
+  calls the image, is known before anything is sent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from sealrun.image import tar
+from sealrun.image.config import canonical, image_config
+from sealrun.image.store import chunks, sha256
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from sealrun.image.model import Layer, SealedImage
+
+_CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
+_LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar"
+_MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
+_INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
+_BLOB_MODE = 0o644
+
+BASE = "sealrun base"
+ENVIRONMENT = "sealrun environment"
+TREE = "sealrun tree"
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Layers and the config that names them: a whole image, or the lower part of one.
+
+    Attributes:
+        config: OCI image config.
+        layers: from the bottom up.
+        reference: ``name:tag`` that it gets in an engine.
+    """
+
+    config: bytes
+    layers: tuple[Layer, ...]
+    reference: str
+
+    @cached_property
+    def image_id(self) -> str:
+        """The config's digest."""
+        return sha256(self.config)
+
+    @property
+    def diff_ids(self) -> tuple[str, ...]:
+        """Digests of the layers, from the bottom up."""
+        return tuple(layer.diff_id for layer in self.layers)
+
+    @cached_property
+    def manifest(self) -> bytes:
+        """The OCI manifest."""
+        return canonical(
+            {
+                "config": _descriptor(_CONFIG_TYPE, self.image_id, len(self.config)),
+                "layers": [_descriptor(_LAYER_TYPE, x.diff_id, x.size) for x in self.layers],
+                "mediaType": _MANIFEST_TYPE,
+                "schemaVersion": 2,
+            }
+        )
+
+    @cached_property
+    def manifest_digest(self) -> str:
+        """The OCI manifest's digest."""
+        return sha256(self.manifest)
+
+
+def stack(image: SealedImage, reference: str | None = None) -> Stack:
+    """Return a sealed image as a stack; the default reference holds its id."""
+    tag = image.image_id.removeprefix("sha256:")[:24]
+    return Stack(image.config, image.layers, reference or f"sealrun-tree:{tag}")
+
+
+def foundations(image: SealedImage) -> tuple[Stack, ...]:
+    """Return what is kept in an engine as images of their own, from the bottom up.
+
+    Tree images come and go. Base, and base with environment, are tagged by themselves, so that
+    their layers stay, and nothing but a tree layer has to be sent for the next commit.
+    """
+    base, environment = image.base.layers, image.environment.layer
+    found = [_foundation(image, base, (BASE,) * len(base), "sealrun-base")]
+    if environment is not None:
+        names = (*(BASE,) * len(base), ENVIRONMENT)
+        found.append(_foundation(image, (*base, environment), names, "sealrun-env"))
+    return tuple(found)
+
+
+def _foundation(
+    image: SealedImage, layers: tuple[Layer, ...], names: Sequence[str], repository: str
+) -> Stack:
+    config = image_config([x.diff_id for x in layers], names, image.base.platform, {})
+    return Stack(config, layers, f"{repository}:{sha256(config).removeprefix('sha256:')[:12]}")
+
+
+class Archive:
+    """The archive of a stack; iterate over it to get its bytes.
+
+    Args:
+        what: the stack.
+        layers: those of its layers that travel.
+    """
+
+    def __init__(self, what: Stack, layers: Sequence[Layer]) -> None:
+        self._layers = {layer.diff_id: layer for layer in layers}
+        self._rest = _names(what)
+
+    def __len__(self) -> int:
+        """Return the size in bytes (an HTTP client sends it as the content's length)."""
+        layers = sum(tar.BLOCK + _padded(layer.size) for layer in self._layers.values())
+        rest = sum(tar.BLOCK + _padded(len(content)) for _, content in self._rest)
+        return layers + rest + len(tar.END)
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Yield the archive's bytes.
+
+        Raises:
+            StorageFault: a layer is missing or damaged.
+        """
+        for diff_id, layer in self._layers.items():
+            yield tar.header(_blob(diff_id), tar.FILE, _BLOB_MODE, layer.size)
+            yield from chunks(layer)
+            yield tar.padding(layer.size)
+        for name, content in self._rest:
+            yield tar.header(name, tar.FILE, _BLOB_MODE, len(content))
+            yield content + tar.padding(len(content))
+        yield tar.END
+
+
+def _names(what: Stack) -> list[tuple[bytes, bytes]]:
+    """Return the small files of an archive: name and content."""
+    docker = {
+        "Config": _blob(what.image_id).decode(),
+        "Layers": [_blob(diff_id).decode() for diff_id in what.diff_ids],
+        "RepoTags": [what.reference],
+    }
+    _, _, tag = what.reference.rpartition(":")
+    entry = {
+        **_descriptor(_MANIFEST_TYPE, what.manifest_digest, len(what.manifest)),
+        "annotations": {
+            "io.containerd.image.name": f"docker.io/library/{what.reference}",
+            "org.opencontainers.image.ref.name": tag,
+        },
+    }
+    index = {"manifests": [entry], "mediaType": _INDEX_TYPE, "schemaVersion": 2}
+    return [
+        (_blob(what.image_id), what.config),
+        (_blob(what.manifest_digest), what.manifest),
+        (b"oci-layout", canonical({"imageLayoutVersion": "1.0.0"})),
+        (b"index.json", canonical(index)),
+        (b"manifest.json", canonical([docker])),
+    ]
+
+
+def _descriptor(media_type: str, digest: str, size: int) -> dict[str, object]:
+    return {"digest": digest, "mediaType": media_type, "size": size}
+
+
+def _blob(digest: str) -> bytes:
+    return b"blobs/sha256/" + digest.removeprefix("sha256:").encode()
+
+
+def _padded(size: int) -> int:
+    return size + -size % tar.BLOCK
