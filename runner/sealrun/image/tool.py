@@ -1,0 +1,112 @@
+"""Runs an outside tool whose words matter only when it fails.
+
+Rules that this module keeps:
+
+- What the tool prints goes line by line to whoever shows progress, and its last lines into the
+  error; control characters are escaped, because package names and indexes are not ours.
+- A tool gets the environment that its caller built, never the whole of ours.
+- The tool ends with us: it is killed when its caller is interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections import deque
+from typing import TYPE_CHECKING
+
+from sealrun.errors import EnvironmentFault
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from sealrun.progress import Task
+
+#: Lines of a failed tool's output that an error shows.
+LAST_LINES = 12
+_LONGEST_LINE = 400
+#: What every tool may see of our environment: where programs, temporary files and proxies are.
+_PASSED = ("PATH", "HOME", "TMPDIR", "USER", "LOGNAME")
+_PROXIES = ("http_proxy", "https_proxy", "no_proxy", "all_proxy")
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return a small environment for a tool: paths, proxies and a constant locale."""
+    passed = {
+        name: value
+        for name, value in os.environ.items()
+        if name in _PASSED or name.lower() in _PROXIES
+    }
+    return {"PATH": os.defpath, **passed, "LC_ALL": "C.UTF-8", "TZ": "UTC", **(extra or {})}
+
+
+def visible(text: str) -> str:
+    """Escape what a terminal would obey, and cut what is too long for a line."""
+    escaped = "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode()
+        for c in text.rstrip()
+    )
+    return escaped if len(escaped) <= _LONGEST_LINE else escaped[: _LONGEST_LINE - 1] + "…"
+
+
+def run_tool(
+    argv: Sequence[str],
+    *,
+    task: Task,
+    what: str,
+    env: Mapping[str, str],
+    cwd: Path | None = None,
+    hint: str | None = None,
+) -> tuple[str, ...]:
+    """Run a tool to its end.
+
+    Args:
+        argv: the program and its arguments.
+        task: is told each line.
+        what: what was to be done, for the error: ``making the base debian-python``.
+        env: its whole environment (see ``environment``).
+        cwd: where it runs.
+        hint: what to do when it fails.
+
+    Returns:
+        The last lines of its output, escaped.
+
+    Raises:
+        EnvironmentFault: it cannot be started or ended with another status than 0.
+    """
+    last: deque[str] = deque(maxlen=LAST_LINES)
+    try:
+        process = subprocess.Popen(
+            argv,
+            env=dict(env),
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            umask=0o022,
+            text=True,
+            encoding="utf-8",
+            errors="backslashreplace",
+        )
+    except OSError as error:
+        raise EnvironmentFault(
+            f"{what}: {argv[0]} cannot be started: {error.strerror}", hint=hint
+        ) from error
+    with process:
+        try:
+            for line in process.stdout or ():
+                if shown := visible(line):
+                    last.append(shown)
+                    task.describe(shown)
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode != 0:
+        words = "\n".join(f"  {line}" for line in last) or "  (it printed nothing)"
+        raise EnvironmentFault(
+            f"{what}: {os.path.basename(argv[0])} ended with status {process.returncode}; "  # noqa: PTH119 - a name, no path
+            f"it printed last:\n{words}",
+            hint=hint,
+        )
+    return tuple(last)
