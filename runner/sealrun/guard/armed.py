@@ -1,0 +1,404 @@
+# ruff: noqa: PTH112, PTH118, PTH120 - paths are bytes here, which pathlib does not speak
+"""What one armed run knows: which files should hold what, and what they held instead.
+
+Rules that this module keeps:
+
+- Content decides: an event on a path only makes us look; what is recorded is what was found there.
+- Each foreign state of a path is one record, however often it comes back; that it went away again
+  is on the record too, and the record stays.
+- A file in the middle of being rewritten in place (shorter than it should be, or gone, and not yet
+  closed) gets a moment to settle; a drain does not wait for that moment.
+- What no event told of (hard links, mounts, lost events) is found by comparing identities in each
+  drain, and content wherever an identity cannot be trusted.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from bisect import bisect_left
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from sealrun.guard.content import MISSING, Found, Identity, Looker, RootGone, identity
+from sealrun.guard.filesystem import now
+from sealrun.guard.manifest import LINK, Guarded, Manifest
+from sealrun.guard.messages import encode
+from sealrun.guard.mutations import Evidence, EvidenceStore, GitChange, Mutation, Rewrite
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from sealrun.guard.coverage import Moment
+    from sealrun.guard.gitstate import Snapshot
+
+#: Foreign states recorded of one path, and records of one run; what is beyond is counted, and the
+#: coverage says so.
+VERSIONS = 256
+RECORDS = 100_000
+#: A change time this close to the arming, in seconds, may hide a later change in the same tick of
+#: a coarse file system clock (a jiffy is 10 ms at most; vfat has 2 s, which no work tree survives).
+RACY = 0.05
+#: Seconds that an in-place rewrite gets before its half-way state is taken for real.
+SETTLE = 0.02
+
+_WRITES = {"modify", "close-write", "moved-to", "create", "delete", "moved-from"}
+
+
+@dataclass
+class _Touched:
+    """A path that events told of since the run was armed.
+
+    Attributes:
+        current: the foreign state that it is in; None while it is as expected.
+        looked: monotonic seconds of the last look.
+        growing: what was found last, if its writer had not closed it yet.
+    """
+
+    events: dict[str, None]
+    rewrites: int = 0
+    last: Moment | None = None
+    content: bool = False
+    current: str | None = None
+    looked: float = 0.0
+    growing: Found | None = None
+    states: list[str] = field(default_factory=list[str])
+
+
+class ArmedRun:
+    """One run's manifest against the workspace, and its data roots against their first sight."""
+
+    def __init__(
+        self,
+        run_id: str,
+        workspace: bytes,
+        manifest: Manifest,
+        store: EvidenceStore,
+        data: Iterable[bytes],
+    ) -> None:
+        self.run_id = run_id
+        self.workspace = workspace
+        self.manifest = manifest
+        self.store = store
+        self.since = now()
+        self.data_roots = tuple(dict.fromkeys(data))
+        self.git_before: Snapshot | None = None
+        self.git_changes: list[GitChange] = []
+        self.subscribers: list[Callable[[Mutation], None]] = []
+        self.files = {entry.path: entry for entry in manifest.files}
+        self.hard_linked: set[bytes] = set()
+        self._paths = [entry.path for entry in manifest.files]
+        self._identities: dict[bytes, Identity] = {}
+        self._data: dict[bytes, Identity] = {}
+        self._touched: dict[bytes, _Touched] = {}
+        self._records: dict[tuple[bytes, str], Mutation] = {}
+        self._number = 0
+        #: Foreign states that found no room in the records.
+        self.dropped = 0
+
+    # -- arming ------------------------------------------------------------------------------
+
+    def directories(self) -> set[bytes]:
+        """Return the directories, absolute, that hold guarded files, and those above them."""
+        found = {self.workspace}
+        for path in self._paths:
+            directory = path.rpartition(b"/")[0]
+            while directory and (whole := self.workspace + b"/" + directory) not in found:
+                found.add(whole)
+                directory = directory.rpartition(b"/")[0]
+        for root in self.data_roots:
+            if not os.path.isdir(root):
+                found.add(os.path.dirname(root))
+                continue
+            found.update(at for at, _, _ in os.walk(root))
+        return found
+
+    def take_stock(self) -> None:
+        """Record what stands where now; called once every watch is in place and drained."""
+        try:
+            with Looker(self.workspace) as looker:
+                for path in self._paths:
+                    status = looker.status(path)
+                    if status is not None:
+                        self._identities[path] = identity(status)
+                        if status.st_nlink > 1 and stat.S_ISREG(status.st_mode):
+                            self.hard_linked.add(path)
+        except RootGone:
+            return
+        for root in self.data_roots:
+            self._data.update(_inventory(root))
+
+    # -- looking -----------------------------------------------------------------------------
+
+    def below(self, directory: bytes) -> list[bytes]:
+        """Return the guarded paths at or below a path, both relative to the workspace."""
+        if not directory:
+            return self._paths
+        start = bisect_left(self._paths, directory + b"/")
+        end = bisect_left(self._paths, directory + b"0")  # the byte after the slash
+        at = [directory] if directory in self.files else []
+        return at + self._paths[start:end]
+
+    def is_data(self, path: bytes) -> bool:
+        """Whether an absolute path is at or below a data root."""
+        return any(path == root or path.startswith(root + b"/") for root in self.data_roots)
+
+    def unsettled(self, looker: Looker, path: bytes) -> bool:
+        """Whether a path looks as if its writer were in the middle of an in-place rewrite.
+
+        Also true of a path that was looked at a moment ago: a writer of many small pieces must not
+        make us read its file for each.
+        """
+        entry = self.files[path]
+        touched = self._touched.get(path)
+        if touched is not None and time.monotonic() - touched.looked < SETTLE:
+            return True
+        status = looker.status(path)
+        if status is None:
+            return True
+        return stat.S_ISREG(status.st_mode) and entry.mode != LINK and status.st_size < entry.size
+
+    def examine(
+        self,
+        looker: Looker,
+        path: bytes,
+        events: tuple[str, ...],
+        *,
+        closed: bool = True,
+        final: bool = False,
+        earlier: bool = False,
+    ) -> bool:
+        """Compare one guarded path with the manifest and record what was found.
+
+        Args:
+            looker: open on the workspace.
+            path: relative to it.
+            events: what the kernel told of the path.
+            closed: its writer has closed it, as far as we know.
+            final: a comparison looks, no event asked for it.
+            earlier: nothing suggests that the file changed since the run was armed.
+
+        Returns:
+            Whether the file stood still meanwhile; if not, look again.
+        """
+        entry = self.files[path]
+        found = looker.look(path, self.manifest, entry)
+        touched = self._touch(path, events)
+        touched.looked = time.monotonic()
+        if found.links > 1:
+            self.hard_linked.add(path)
+        kind = difference(entry, found)
+        if kind is None:
+            self._as_expected(path, touched, events)
+            return not found.torn
+        state = f"{kind}:{found.sha256}:{found.mode:o}"
+        before = f"{self.manifest.algorithm}:{entry.digest}"
+        after = f"{self.manifest.algorithm}:{found.digest}" if found.digest else None
+        draft = replace(_draft(path, "tracked", kind, before, after), final=final, earlier=earlier)
+        self._record(path, state, draft, found)
+        touched.growing = None if closed else found
+        return not found.torn
+
+    def examine_data(self, path: bytes, events: tuple[str, ...], *, final: bool = False) -> None:
+        """Compare one path of a data root with what stood there first and record a difference."""
+        was = self._data.get(path)
+        is_now = _identity_at(path)
+        touched = self._touch(path, events)
+        if was == is_now:
+            self._as_expected(path, touched, events)
+            return
+        kind = _data_difference(was, is_now, touched.events)
+        if kind is None:
+            return
+        found, mode = MISSING, 0
+        if is_now is not None and not stat.S_ISDIR(is_now[5]):
+            directory, _, name = path.rpartition(b"/")
+            try:
+                with Looker(directory or b"/") as looker:
+                    found = looker.look(name, Manifest("raw-sha256", ()), None)
+                mode = found.mode
+            except RootGone:
+                found = MISSING
+        after = f"sha256:{found.sha256}" if found.sha256 else None
+        draft = replace(_draft(path, "data", kind, None, after), final=final)
+        self._record(path, f"{kind}:{found.sha256}:{mode:o}", draft, found)
+
+    def place(self, path: bytes, area: str, kind: str, *, final: bool = False) -> None:
+        """Record that a root moved, or that a mount came or went."""
+        self._touch(path, ())
+        draft = replace(_draft(path, area, kind, None, None), final=final)
+        self._record(path, kind, draft, MISSING)
+
+    def sweep(self, *, content: bool) -> None:
+        """Find what no event told of.
+
+        Args:
+            content: compare the bytes of every file (after lost events); else only of those whose
+                identity changed, or cannot be trusted.
+        """
+        armed_ns = (self.since.wall - RACY) * 1e9
+        with Looker(self.workspace) as looker:
+            for path in self._paths:
+                status = looker.status(path)
+                mark = None if status is None else identity(status)
+                trusted = mark == self._identities.get(path)
+                trusted = trusted and (mark is None or mark[4] < armed_ns)
+                if trusted and path not in self.hard_linked and not content:
+                    continue
+                quiet = trusted and path not in self._touched
+                self.examine(looker, path, (), final=True, earlier=quiet)
+                if mark is None:
+                    self._identities.pop(path, None)
+                else:
+                    self._identities[path] = mark
+        for root in self.data_roots:
+            current = _inventory(root)
+            for path in sorted(self._data.keys() | current.keys()):
+                if self._data.get(path) != current.get(path):
+                    self.examine_data(path, (), final=True)
+
+    # -- reporting ---------------------------------------------------------------------------
+
+    def mutations(self) -> tuple[Mutation, ...]:
+        """Return every record, in the order in which they were found."""
+        return tuple(self._records.values())
+
+    def rewrites(self) -> tuple[Rewrite, ...]:
+        """Return the files that were touched and held the expected bytes whenever we looked."""
+        mutated = {path for path, _ in self._records}
+        return tuple(
+            Rewrite(path, tuple(t.events), t.rewrites, t.last, t.content)
+            for path, t in self._touched.items()
+            if t.rewrites and t.last is not None and path not in mutated
+        )
+
+    def _touch(self, path: bytes, events: tuple[str, ...]) -> _Touched:
+        touched = self._touched.get(path)
+        if touched is None:
+            touched = self._touched[path] = _Touched({})
+        touched.events.update(dict.fromkeys(events))
+        return touched
+
+    def _as_expected(self, path: bytes, touched: _Touched, events: tuple[str, ...]) -> None:
+        touched.last = now()
+        touched.growing = None
+        if events:
+            touched.rewrites += 1
+            touched.content = touched.content or bool(_WRITES & set(events))
+        if touched.current is None:
+            return
+        touched.current = None
+        for state in touched.states:
+            record = self._records[path, state]
+            if not record.restored:
+                self._publish((path, state), replace(record, restored=True))
+
+    def _record(self, path: bytes, state: str, draft: Mutation, found: Found) -> None:
+        touched = self._touched[path]
+        key = (path, state)
+        known = self._records.get(key)
+        previous, touched.current = touched.current, state
+        same = previous == state
+        seen = replace(draft, mode=found.mode, events=tuple(touched.events))
+        if known is not None:
+            again = replace(known, last=seen.last, events=seen.events)
+            if same:
+                # Not news: the end of the interval merely finds it again.
+                self._records[key] = again
+            else:
+                self._publish(key, replace(again, count=known.count + 1, restored=False))
+            return
+        if previous is not None and _grew(touched.growing, found):
+            # One write, still going on: its half-way state is not a version of its own.
+            half = self._records.pop((path, previous))
+            touched.states[touched.states.index(previous)] = state
+            if half.evidence is not None:
+                self.store.drop(half.evidence.sha256)
+            grown = replace(seen, number=half.number, first=half.first, count=half.count)
+            self._publish(key, replace(grown, evidence=self._keep(found)))
+            return
+        if len(touched.states) >= VERSIONS or len(self._records) >= RECORDS:
+            self.dropped += 1
+            return
+        touched.states.append(state)
+        self._number += 1
+        self._publish(key, replace(seen, number=self._number, evidence=self._keep(found)))
+
+    def _keep(self, found: Found) -> Evidence | None:
+        if not found.sha256:
+            return None
+        return self.store.keep(found.sha256, found.size, found.head)
+
+    def _publish(self, key: tuple[bytes, str], mutation: Mutation) -> None:
+        self._records[key] = mutation
+        self.store.note(encode({"mutation": mutation}).decode("ascii").rstrip("\n"))
+        for subscriber in self.subscribers:
+            subscriber(mutation)
+
+
+def difference(entry: Guarded, found: Found) -> str | None:
+    """Say how what was found differs from what should stand there; None if it does not."""
+    if found.kind == "missing":
+        return "deleted"
+    if found.kind in {"detoured", "unreadable"}:
+        return found.kind
+    if found.kind != ("link" if entry.mode == LINK else "file"):
+        return "type-changed"
+    if found.digest != entry.digest:
+        return "modified"
+    if found.mode != entry.mode:
+        return "mode-changed"
+    return None
+
+
+def _grew(before: Found | None, after: Found) -> bool:
+    """Whether what was found is what was found before, and more of it."""
+    return (
+        before is not None
+        and before.kind == after.kind == "file"
+        and before.mode == after.mode
+        and after.size > before.size
+        and after.head.startswith(before.head)
+    )
+
+
+def _data_difference(
+    was: Identity | None, is_now: Identity | None, events: Iterable[str]
+) -> str | None:
+    if was is None:
+        # A directory's entries have records of their own.
+        return "created" if is_now is not None and not stat.S_ISDIR(is_now[5]) else None
+    if is_now is None:
+        return "deleted"
+    if stat.S_IFMT(was[5]) != stat.S_IFMT(is_now[5]):
+        return "type-changed"
+    if was[:4] == is_now[:4] and not _WRITES & set(events):
+        return "metadata-changed"
+    return "modified"
+
+
+def _draft(path: bytes, area: str, kind: str, before: str | None, after: str | None) -> Mutation:
+    moment = now()
+    return Mutation(0, path, area, kind, before, after, 0, (), moment, moment)
+
+
+def _identity_at(path: bytes) -> Identity | None:
+    try:
+        return identity(os.lstat(path))
+    except OSError:
+        return None
+
+
+def _inventory(root: bytes) -> dict[bytes, Identity]:
+    found: dict[bytes, Identity] = {}
+    for at, names, files in os.walk(root):
+        for path in (at, *(os.path.join(at, name) for name in (*files, *names))):
+            mark = _identity_at(path)
+            # A directory's times change with its entries, which stand here themselves.
+            if mark is not None and not stat.S_ISDIR(mark[5]):
+                found[path] = mark
+    mark = _identity_at(root)
+    if mark is not None and not stat.S_ISDIR(mark[5]):
+        found[root] = mark
+    return found
