@@ -76,6 +76,10 @@ class Places:
         """Re-hashed git objects of one repository."""
         return private(self.cache / "spool" / repository)
 
+    def trees(self, repository: str) -> Path:
+        """The last tree layers of one repository."""
+        return private(self.cache / "trees" / repository)
+
     def repository(self, repository: str) -> Path:
         """Ledger, evidence and run directories of one repository."""
         return private(self.state / "repositories" / repository)

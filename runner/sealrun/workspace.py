@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Protocol
 from sealrun.tree import EXECUTABLE, SYMLINK
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from sealrun.git import Repository
     from sealrun.tree import CommittedTree, Entry
@@ -328,133 +328,13 @@ def diff_lines(before: bytes, after: bytes, path: bytes, *, lines: int = 40) -> 
     return tuple(diff)
 
 
-#: Configuration that decides what git runs, hides or converts.
-_TELLING_KEYS = (
-    "core.hookspath",
-    "core.fsmonitor",
-    "core.attributesfile",
-    "core.excludesfile",
-    "core.worktree",
-    "core.autocrlf",
-    "core.eol",
-    "core.sparsecheckout",
-    "filter.",
-    "diff.",
-    "merge.",
-    "include",
-    "alias.",
-    "extensions.",
-)
-_INFO_FILES = ("exclude", "attributes", "grafts", "sparse-checkout")
-
-
-@dataclass(frozen=True)
-class GitState:
-    """What surrounds the files and can hide or change them.
-
-    Attributes:
-        head: id of the commit that HEAD names; None when it names none.
-        branch: full name of HEAD's branch; None when detached.
-        root: device and inode of the workspace's top.
-        replaced: ids of objects for which replace refs exist.
-        surroundings: hooks, info files, telling configuration and mounts below the workspace, each
-            by name, with a digest or value.
-    """
-
-    head: str | None
-    branch: str | None
-    root: tuple[int, int] | None
-    replaced: frozenset[str]
-    surroundings: Mapping[str, str]
-
-
-def git_state(repository: Repository) -> GitState:
-    """Observe what surrounds the files of a workspace."""
-    git = repository.git
-    head = git.attempt("rev-parse", "--verify", "--quiet", "HEAD^{commit}")[1].strip().decode()
-    branch = os.fsdecode(git.attempt("symbolic-ref", "-q", "HEAD")[1].strip())
-    try:
-        status = repository.workspace.stat()
-        root = (status.st_dev, status.st_ino)
-    except OSError:
-        root = None
-    replaced = git.attempt("for-each-ref", "--format=%(refname:lstrip=2)", "refs/replace/")[1]
-    return GitState(
-        head=head or None,
-        branch=branch or None,
-        root=root,
-        replaced=frozenset(replaced.decode().split()),
-        surroundings=dict(_surroundings(repository)),
-    )
-
-
-def _surroundings(repository: Repository) -> Iterator[tuple[str, str]]:
-    hooks = repository.common_dir / "hooks"
-    if hooks.is_dir():
-        for hook in sorted(hooks.iterdir()):
-            if not hook.name.endswith(".sample"):
-                yield f"hook {hook.name}", _file_digest(hook)
-    for name in _INFO_FILES:
-        yield f"info/{name}", _file_digest(repository.common_dir / "info" / name)
-    output = repository.git.attempt("config", "--local", "--includes", "--list", "-z")[1]
-    for item in output.split(b"\0"):
-        key, _, value = item.decode("utf-8", "backslashreplace").partition("\n")
-        if key.startswith(_TELLING_KEYS):
-            yield f"config {key}", value
-    for mount in mounts_below(repository.workspace):
-        yield f"mount {mount}", "mounted"
-
-
-def _file_digest(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "absent"
-    except OSError as error:
-        return f"unreadable: {error.strerror}"
-
-
-def mounts_below(directory: Path, table: Path = Path("/proc/self/mountinfo")) -> tuple[str, ...]:
-    """Return the mount points below a directory (proc(5), ``mountinfo``, field 5)."""
-    try:
-        lines = table.read_bytes().splitlines()
-    except OSError:
-        return ()
-    prefix = os.fsencode(directory).rstrip(b"/") + b"/"
-    points = (
-        line.split(b" ")[4].decode("unicode_escape").encode("latin-1", "replace") for line in lines
-    )
-    return tuple(sorted(os.fsdecode(point) for point in points if point.startswith(prefix)))
-
-
-def state_changes(before: GitState, after: GitState) -> tuple[str, ...]:
-    """Return each change of the surroundings as a sentence; HEAD is told by ``head_moved``."""
-    changes: list[str] = []
-    if before.root != after.root:
-        changes.append("the workspace's top directory was replaced")
-    names = before.surroundings.keys() | after.surroundings.keys()
-    for name in sorted(names):
-        old, new = before.surroundings.get(name), after.surroundings.get(name)
-        if old != new:
-            word = "appeared" if old is None else "is gone" if new is None else "changed"
-            changes.append(f"{name} {word}")
-    if after.replaced - before.replaced:
-        changes.append("replace refs appeared")
-    return tuple(changes)
-
-
-def head_moved(before: GitState, after: GitState) -> str | None:
-    """Return a sentence when HEAD or its branch moved."""
-    if before.head != after.head:
-        return (
-            f"HEAD moved from {(before.head or 'nothing')[:12]} to {(after.head or 'nothing')[:12]}"
-        )
-    if before.branch != after.branch:
-        return f"HEAD moved from {before.branch or 'no branch'} to {after.branch or 'no branch'}"
-    return None
-
-
-def replaced_objects(state: GitState, tree: CommittedTree) -> tuple[str, ...]:
-    """Return the objects of a commit that replace refs hide behind others."""
-    if not state.replaced:
+def replaced_objects(repository: Repository, tree: CommittedTree) -> tuple[str, ...]:
+    """Return the objects of a commit that replace refs hide behind others (git-replace(1))."""
+    output = repository.git.attempt(
+        "for-each-ref", "--format=%(refname:lstrip=2)", "refs/replace/"
+    )[1]
+    replaced = set(output.decode("ascii", "replace").split())
+    if not replaced:
         return ()
     held = {tree.commit} | tree.trees | {entry.oid for entry in tree.entries}
-    return tuple(sorted(state.replaced & held))
+    return tuple(sorted(replaced & held))

@@ -97,6 +97,19 @@ class Console:
             os.close(devnull)
 
 
+_current: list[Console] = [Console()]
+
+
+def current() -> Console:
+    """Return the console of the command that runs."""
+    return _current[0]
+
+
+def use(console: Console) -> None:
+    """Make a console the current one; the global options decide which."""
+    _current[0] = console
+
+
 def _size(amount: float) -> str:
     for unit in ("", "k", "M"):
         if amount < 1000:  # noqa: PLR2004 - SI prefixes

@@ -227,6 +227,7 @@ class RunProgress(Event):
         loading: how the image came to be in the engine.
         container: the engine's id of the container.
         init: digest of the container's PID 1.
+        engine: what runs the container.
         timings: seconds of each step so far.
     """
 
@@ -242,6 +243,7 @@ class RunProgress(Event):
     loading: LoadingFacts | None = None
     container: str | None = None
     init: str | None = None
+    engine: EngineFacts | None = None
     timings: Mapping[str, float] = field(default_factory=dict[str, float])
 
 

@@ -150,13 +150,16 @@ class Ended:
         out_of_memory: the kernel killed within the container's memory limit (engine's word).
         peak_memory: bytes, of the whole container; None where it cannot be read.
         cpu_seconds: of the whole container; None where it cannot be read.
-        changed: paths that the container changed in its root outside mounts, as the engine says.
+        stopped_for: why the back end ended it: ``outputs`` (more new bytes than allowed) or
+            ``lost`` (the container ended without a report of its init: by the engine or by
+            somebody else); None otherwise.
     """
 
     exit_status: int | None
     out_of_memory: bool
     peak_memory: int | None
     cpu_seconds: float | None
+    stopped_for: str | None = None
 
 
 class Container(Protocol):
@@ -172,8 +175,14 @@ class Container(Protocol):
         """Read back capabilities, seccomp, limits and mounts, and compare with the request."""
         ...
 
-    def files(self, directory: str) -> Iterator[FileState]:
-        """List everything below an absolute directory of the container, as it stands there."""
+    def files(self, directory: str, largest: int | None = None) -> Iterator[FileState]:
+        """List everything below an absolute directory of the container, as it stands there.
+
+        Args:
+            directory: no part of its path may be a link.
+            largest: bytes above which a file is listed with ``sha256`` None; a sparse file of any
+                size costs its maker nothing.
+        """
         ...
 
     def open_gate(self) -> None:
@@ -192,8 +201,19 @@ class Container(Protocol):
         """Return how it ended; its processes are gone, its files can still be read."""
         ...
 
-    def interference(self) -> Sequence[Interference]:
-        """Return what others did to the container through the engine, so far."""
+    def interference(self, *, settled: bool = True) -> Sequence[Interference]:
+        """Return what others did to the container through the engine, so far.
+
+        Args:
+            settled: wait until every act before this call is known; else only what is known.
+        """
+        ...
+
+    def unseen(self) -> Sequence[str]:
+        """Return what of the container's life was not observed, as a sentence each.
+
+        Complete after ``interference`` was called at the end.
+        """
         ...
 
     def collect(self, directory: str, into: Path, limit: int) -> Sequence[FileState]:

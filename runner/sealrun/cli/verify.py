@@ -1,0 +1,90 @@
+"""``sealrun verify``: is the workspace what HEAD says, byte for byte?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sealrun.cli import console
+from sealrun.errors import Status
+
+if TYPE_CHECKING:
+    from sealrun.git import Repository
+    from sealrun.state import Places
+
+
+def command(
+    chain: Annotated[
+        bool, typer.Option("--chain", help="Verify the ledger's chain of events as well.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> int:
+    """Compare every tracked file with HEAD by content, and say what differs.
+
+    Git's own opinion is not asked: an edit of the same size with its time put back, or a file that
+    an index flag hides, is found. Exits with 121 when something differs.
+
+    Example:  sealrun verify
+    """
+    from sealrun.findings import text
+    from sealrun.git import Repository
+    from sealrun.state import Places, repository_id
+    from sealrun.tree import Spool, read_commit
+    from sealrun.workspace import compare, replaced_objects, unified_diff
+
+    voice = console.current()
+    repository = Repository.find(Path.cwd())
+    places = Places.of_user()
+    identity = repository_id(repository.common_dir) or ""
+    spool = Spool(places.spool(identity), repository.algorithm)
+    tree = read_commit(repository, repository.resolve(), spool)
+    comparison = compare(tree, repository)
+    replaced = replaced_objects(repository, tree)
+    broken = _broken_chain(repository, places, identity) if chain else ()
+    ok = not (comparison.differences or replaced or broken)
+    if json:
+        voice.json(
+            {
+                "commit": tree.commit,
+                "files": comparison.files,
+                "bytes": comparison.size,
+                "differences": [
+                    {"path": text(d.path), "kind": d.kind.value, "hidden": d.hidden}
+                    for d in comparison.differences
+                ],
+                "replaced_objects": list(replaced),
+                "chain": list(broken),
+                "ok": ok,
+            }
+        )
+        return Status.OK if ok else Status.REFUSED
+    for difference in comparison.differences:
+        hidden = ", hidden from git by an index flag" if difference.hidden else ""
+        voice.data(console.printable(f"{difference.kind.value}: {text(difference.path)}{hidden}"))
+        if difference.kind == "modified":
+            for line in unified_diff(tree, repository.workspace, difference.path):
+                voice.data(console.printable(f"  {line}"))
+    for oid in replaced:
+        voice.data(f"replaced: git shows another object for {oid}")
+    for line in broken:
+        voice.data(line)
+    voice.say(
+        f"{comparison.files} files, {comparison.size} bytes compared with {tree.commit[:7]}: "
+        + ("all equal" if ok else f"{len(comparison.differences)} differ")
+    )
+    return Status.OK if ok else Status.REFUSED
+
+
+def _broken_chain(repository: Repository, places: Places, identity: str) -> tuple[str, ...]:
+    from sealrun.ledger import open_ledger
+
+    path = places.ledger(identity)
+    pinned = not path.exists() and bool(repository.pinned())
+    ledger = open_ledger(path, identity, pinned_refs_exist=pinned)
+    if ledger is None:
+        return ()
+    with ledger:
+        report = ledger.verify_chain()
+    return tuple(f"event {b.seq} {b.what}: {b.text}" for b in report.breaks)

@@ -1,0 +1,82 @@
+"""``sealrun warm``: everything slow, once, before the loop starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sealrun.cli import console
+from sealrun.errors import Status
+
+if TYPE_CHECKING:
+    from sealrun.image.model import SealedImage
+
+
+def command(
+    rev: Annotated[
+        str, typer.Option("--rev", help="The commit to make ready for.", metavar="REV")
+    ] = "HEAD",
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="Remove the image from the engine and load all of it again."),
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,
+) -> int:
+    """Make base and environment of a commit and load them into the engine.
+
+    Runs again in a moment when all is there. Starts no experiment.
+
+    Example:  sealrun warm
+    """
+    from sealrun.engine import connect
+    from sealrun.git import Repository
+    from sealrun.image.load import load, reload
+    from sealrun.image.prepare import prepare
+    from sealrun.image.seal import seal
+    from sealrun.image.tree_layer import TreeLayers
+    from sealrun.policy import committed_policy
+    from sealrun.state import Places, repository_id
+    from sealrun.tree import Spool, read_commit
+
+    voice = console.current()
+    repository = Repository.find(Path.cwd())
+    places = Places.of_user()
+    identity = repository_id(repository.common_dir) or ""
+    spool = Spool(places.spool(identity), repository.algorithm)
+    tree = read_commit(repository, repository.resolve(rev), spool)
+    policy = committed_policy(tree).policy
+    engine = connect(places)
+    base, environment = prepare(tree, policy.image, places, engine, voice, make=True)
+    sealed = seal(tree, base, environment, TreeLayers(places.trees(identity)), voice)
+    loading = (reload if repair else load)(sealed.image, engine.client, progress=voice)
+    if json:
+        voice.json(
+            {
+                "commit": tree.commit,
+                "image_id": sealed.image.image_id,
+                "base": base.origin,
+                "python": base.python,
+                "environment": environment.source,
+                "packages": [[p.name, p.version] for p in environment.packages],
+                "loading": {"way": loading.way, "sent": loading.sent},
+            }
+        )
+        return Status.OK
+    voice.say(_summary(sealed.image, tree.commit))
+    return Status.OK
+
+
+def _summary(image: SealedImage, commit: str) -> str:
+    environment = image.environment
+    what = (
+        f"{len(environment.packages)} packages of {environment.source}"
+        if environment.layer
+        else "no packages"
+    )
+    size = sum(layer.size for layer in image.layers) / 1e6
+    return (
+        f"warm: commit {commit[:7]} on {image.base.origin} "
+        f"(Python {image.base.python or 'none'}), {what}, {size:.0f} MB, {image.image_id[7:19]}"
+    )

@@ -1,0 +1,613 @@
+"""One run, from commit to verdict: DESIGN section 3, readable top to bottom.
+
+Rules that this module keeps:
+
+- The order is the guarantee: watch complete → verify 1 → seal → verify 2 → gate → verify 3 → judge.
+- The record is opened before anything can fail, and closed by every way out, so that a death at
+  any line leaves a trace which the next start finds.
+- Trouble of ours raises a ``Fault`` and leaves a record without a verdict; it never becomes an
+  outcome of the experiment.
+- What judges the run is the approved policy, never the live file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from sealrun import facts, leftovers, record
+from sealrun import findings as found_by
+from sealrun.data import HashCache, changes
+from sealrun.errors import EngineError, SandboxError, SealrunError, Status
+from sealrun.image.model import PATH, WORKDIR
+from sealrun.ledger import RunEnded, new_ulid
+from sealrun.metric import Metric, read_metric
+from sealrun.policy import Tightening, changed, changed_paths, committed_policy, tighten
+from sealrun.progress import Progress
+from sealrun.reasons import Reason
+from sealrun.request import request_for
+from sealrun.sandbox.check import ContainerCheck
+from sealrun.sandbox.contents import Witnesses
+from sealrun.verdict import Finding, Kind, Outcome, Phase, Verdict, judge
+from sealrun.workspace import compare, replaced_objects
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Sequence
+
+    from sealrun.engine import Engine
+    from sealrun.git import Repository
+    from sealrun.guard import GuardClient, Report
+    from sealrun.image.model import Loading, SealedImage
+    from sealrun.image.seal import Sealed
+    from sealrun.policy import EffectivePolicy
+    from sealrun.sandbox.protocol import Container, Ended, FileState, Request
+    from sealrun.state import Places
+    from sealrun.tree import CommittedTree
+    from sealrun.workspace import Comparison
+
+#: Seconds between two looks at the deadline and at what others did to the container.
+WATCH_EVERY = 0.05
+
+
+class Listener(Progress, Protocol):
+    """Who hears what a run has to say."""
+
+    def say(self, text: str, *, level: int = 0) -> None:
+        """Take a line for the user."""
+        ...
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A run as asked for on the command line.
+
+    Attributes:
+        argv: the committed command.
+        revision: None for HEAD; another one is not compared with the workspace.
+        idea: what the loop says that it tries; None takes the commit's subject.
+        snapshot: the revision is a snapshot of the workspace, taken for this run.
+        make: whether a missing base or environment may be made now (somebody is waiting).
+        stdout: descriptor that the experiment's output goes to; likewise ``stderr``.
+    """
+
+    argv: tuple[str, ...]
+    revision: str | None = None
+    idea: str | None = None
+    tightening: Tightening = field(default_factory=Tightening)
+    snapshot: bool = False
+    make: bool = False
+    stdout: int = 1
+    stderr: int = 2
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run as it ended and was judged.
+
+    Attributes:
+        exit_status: of the experiment's process; None when it never ended by itself.
+        seconds: from the gate's opening to the end of the process.
+        interrupted: the user or a signal ended it.
+    """
+
+    run_id: str
+    commit: str
+    policy: EffectivePolicy
+    verdict: Verdict
+    outcome: Outcome
+    exit_status: int | None = None
+    metric: Metric | None = None
+    seconds: float | None = None
+    interrupted: bool = False
+
+
+def exit_status(finished: Finished, *, fail_on_flag: bool) -> int:
+    """Return what ``sealrun run`` exits with (DESIGN section 5)."""
+    kind = finished.verdict.kind
+    ours = (
+        (kind is Kind.REFUSED, Status.REFUSED),
+        (kind is Kind.ABORTED, Status.ABORTED),
+        (finished.interrupted, Status.INTERRUPTED),
+        (finished.outcome is Outcome.TIMED_OUT, Status.DEADLINE),
+        (finished.exit_status is None, Status.FAULT),
+    )
+    for applies, status in ours:
+        if applies:
+            return status
+    if not finished.exit_status and fail_on_flag and kind is Kind.FLAGGED:
+        return Status.FLAGGED
+    return finished.exit_status or 0
+
+
+class Stopwatch:
+    """Seconds of each step of one run."""
+
+    def __init__(self) -> None:
+        self.timings: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def step(self, name: str) -> Generator[None]:
+        """Time a step; one that is entered twice adds up."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            spent = time.monotonic() - started
+            self.timings[name] = round(self.timings.get(name, 0.0) + spent, 6)
+
+
+@dataclass
+class Course:
+    """What has been seen of a run so far; the verdict is a function of it.
+
+    Attributes:
+        gate: CLOCK_MONOTONIC seconds when the gate opened.
+        seconds: from the gate to the end of the process.
+        stopped_for: why we ended the experiment, if we did.
+    """
+
+    findings: list[Finding] = field(default_factory=list[Finding])
+    verified: list[str] = field(default_factory=list[str])
+    missing: list[str] = field(default_factory=list[str])
+    report: Report | None = None
+    outcome: Outcome = Outcome.NOT_STARTED
+    ended: Ended | None = None
+    gate: float | None = None
+    seconds: float | None = None
+    stopped_for: Outcome | None = None
+    status: int | None = None
+    outputs: Sequence[FileState] = ()
+
+    @property
+    def started(self) -> bool:
+        """Whether the gate was opened."""
+        return self.gate is not None
+
+
+class Experiment:
+    """One run under way. Call ``execute`` once."""
+
+    def __init__(
+        self,
+        asked: Asked,
+        repository: Repository,
+        repository_id: str,
+        places: Places,
+        listener: Listener,
+    ) -> None:
+        self.asked = asked
+        self.repository = repository
+        self.repository_id = repository_id
+        self.places = places
+        self.listener = listener
+        self.clock = Stopwatch()
+        self.course = Course()
+        self.id = new_ulid()
+        self.directory = places.run(repository_id, self.id)
+        self.log = self.directory / "log"
+        self.out = self.directory / "outputs" / "out"
+
+    def execute(self) -> Finished:
+        """Run from commit to verdict.
+
+        Raises:
+            SealrunError: nothing was judged: bad input, or trouble of ours, which is on record.
+        """
+        with self.clock.step("resolve"):
+            self.tree = self._committed_tree()
+            self.policy = tighten(committed_policy(self.tree), self.asked.tightening)
+        with (
+            leftovers.lock(self.directory),
+            leftovers.writable_ledger(
+                self.repository, self.places, self.repository_id
+            ) as self.ledger,
+        ):
+            leftovers.record_dead(self.ledger, self.places, self.repository_id)
+            self._open_record()
+            try:
+                return self._guarded()
+            except BaseException as error:
+                self._close_without_verdict(error)
+                raise
+
+    # -- 1: resolve the commit, open the record, pin, compare what judges it with the approved ---
+
+    def _committed_tree(self) -> CommittedTree:
+        from sealrun.tree import Spool, read_commit
+
+        commit = self.repository.resolve(self.asked.revision or "HEAD")
+        spool = Spool(self.places.spool(self.repository_id), self.repository.algorithm)
+        return read_commit(self.repository, commit, spool)
+
+    def _open_record(self) -> None:
+        with self.clock.step("record"):
+            approved, candidate = record.approvals(self.ledger, self.tree, self.policy)
+            with self.ledger.transaction() as tx:
+                tx.append(
+                    record.opened(
+                        self.id,
+                        self.asked.argv,
+                        self.repository,
+                        self.tree,
+                        self.policy,
+                        revision=self.asked.revision or "HEAD",
+                        idea=self.asked.idea,
+                    )
+                )
+                tx.append(record.pin(self.id, self.tree.commit))
+                if approved is None:
+                    tx.append(record.approval(self.tree, self.policy, first=True))
+            self.repository.pin(self.id, self.tree.commit)
+        if approved is None:
+            short = self.tree.commit[:7]
+            self._add(
+                Finding(Reason.FIRST_APPROVAL, f"the policy of commit {short} is approved by it")
+            )
+        else:
+            self._add(
+                *found_by.from_approval(
+                    approved,
+                    candidate,
+                    changed(approved, candidate),
+                    changed_paths(approved, candidate),
+                )
+            )
+        self._add(*(Finding(Reason.SANDBOX_LOOSENED, words) for words in self.policy.loosened()))
+
+    def _add(self, *findings: Finding) -> None:
+        self.course.findings.extend(findings)
+
+    # -- 2: the guard watches, completely and from now on ----------------------------------------
+
+    def _guarded(self) -> Finished:
+        from sealrun.guard import ensure, write_manifest
+
+        with self.clock.step("guard"), ensure(self.repository.workspace, self.places) as guard:
+            self.datasets = HashCache(self.places.cache / "hashes.sqlite").manifest(
+                self.policy.policy.data, Path.home(), self.listener
+            )
+            manifest = self.directory / "manifest"
+            write_manifest(manifest, self.tree.algorithm, self.tree.entries)
+            guard.arm(
+                self.id,
+                manifest,
+                self.directory / "evidence",
+                tuple(dataset.source for dataset in self.datasets),
+            )
+            return self._watched(guard)
+
+    def _watched(self, guard: GuardClient) -> Finished:
+        before = self._verify_1()
+        # What was not watched is known already; a policy may refuse to start on it.
+        self._add(*found_by.from_gaps(guard.drain(self.id)))
+        if self._may_start():
+            self._sealed()
+        return self._judged(guard, before)
+
+    def _may_start(self) -> bool:
+        verdict = judge(self.course.findings, self.policy.policy, started=False)
+        return verdict.kind is not Kind.REFUSED
+
+    # -- 3: verify 1: the workspace against the spool, every byte --------------------------------
+
+    def _verify_1(self) -> Comparison | None:
+        with self.clock.step("verify 1"):
+            self._add(*found_by.from_replaced(replaced_objects(self.repository, self.tree)))
+            if self.asked.revision is not None and not self.asked.snapshot:
+                self._add(
+                    Finding(Reason.OTHER_REVISION, f"{self.asked.revision} was asked for"),
+                    Finding(Reason.WORKSPACE_NOT_COMPARED),
+                )
+                self.course.missing.append("the workspace was not compared with this commit")
+                return None
+            comparison = compare(self.tree, self.repository)
+            self._add(*found_by.from_comparison(comparison, self.tree, self.repository.workspace))
+            self.course.verified.append(
+                f"before the start: {comparison.files} files of the workspace, "
+                f"{comparison.size} bytes, by content"
+            )
+            return comparison
+
+    # -- 4: seal, load, create -------------------------------------------------------------------
+
+    def _sealed(self) -> None:
+        from sealrun.engine import connect
+        from sealrun.image.load import load
+        from sealrun.image.prepare import prepare
+        from sealrun.image.seal import seal
+        from sealrun.image.tree_layer import TreeLayers
+        from sealrun.sandbox.docker import DockerSandbox, default_owner
+
+        with self.clock.step("engine"):
+            engine = connect(self.places)
+            sandbox = DockerSandbox(
+                engine.client, engine.mapping.translate, owner=default_owner(self.places.state)
+            )
+            leftovers.clear_containers(sandbox, self.places, self.repository_id)
+        with self.clock.step("prepare"):
+            base, environment = prepare(
+                self.tree,
+                self.policy.policy.image,
+                self.places,
+                engine,
+                self.listener,
+                make=self.asked.make,
+            )
+        with self.clock.step("seal"):
+            layers = TreeLayers(self.places.trees(self.repository_id))
+            sealed = seal(self.tree, base, environment, layers, self.listener)
+            self._add(*found_by.from_bytecode(sealed.bytecode))
+        if not self._may_start():
+            return
+        with self.clock.step("load"):
+            loading = load(sealed.image, engine.client, progress=self.listener)
+            request = self._request(sealed.image, loading)
+        self.ledger.append(
+            record.sealed(self.id, engine, sealed.image, loading, request, self.clock.timings)
+        )
+        with self.clock.step("create"):
+            container = sandbox.create(request)
+        try:
+            self._inside(container, engine, sealed)
+        finally:
+            with self.clock.step("remove"):
+                container.remove()
+
+    def _request(self, image: SealedImage, loading: Loading) -> Request:
+        self.out.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return request_for(
+            run_id=self.id,
+            repository_id=self.repository_id,
+            argv=self.asked.argv,
+            tree=self.tree,
+            policy=self.policy.policy,
+            image=image,
+            loading=loading,
+            datasets=self.datasets,
+            out=self.out,
+            places=self.places,
+            join_stderr=same_open_file(self.asked.stdout, self.asked.stderr),
+        )
+
+    # -- 5: verify 2: the container against the manifests; then the gate -------------------------
+
+    def _inside(self, container: Container, engine: Engine, sealed: Sealed) -> None:
+        with self.clock.step("verify 2"):
+            effective = container.effective()
+            if effective.problems:
+                raise SandboxError(
+                    f"the container is not what was asked for: {'; '.join(effective.problems)}",
+                    hint="Nothing was run. sealrun doctor shows what this engine can enforce.",
+                )
+            self.course.missing.extend(effective.unseen)
+            check = ContainerCheck(
+                container,
+                sealed.image,
+                sealed.manifest,
+                [dataset.target for dataset in self.datasets],
+                Witnesses(self.places.bases, engine.id),
+            )
+            discrepancies = check.before(self.listener)
+            if discrepancies:
+                raise SandboxError(
+                    f"the engine shows other files than were sealed: "
+                    f"{', '.join(f'{d.path} is {d.what}' for d in discrepancies[:5])}",
+                    hint="Its layer store was changed or damaged. sealrun warm --repair loads the "
+                    "image again.",
+                )
+            self.course.verified.extend(check.verified)
+            self.course.missing.extend(check.missing)
+            if not check.complete:
+                self._add(Finding(Reason.NOT_REVERIFIED))
+        if container.command != "ready":
+            self._command_missing(container.command)
+            return
+        self._run(container)
+        with self.clock.step("verify 3"):
+            self._add(*found_by.from_discrepancies(check.after()))
+            self._add(*found_by.from_interference(container.interference()))
+        with self.clock.step("collect"):
+            self._collect(container)
+
+    def _command_missing(self, why: str) -> None:
+        name = self.asked.argv[0]
+        code = Status.NOT_FOUND if why == "not-found" else Status.NOT_EXECUTABLE
+        words = "is not in the image" if why == "not-found" else "cannot be executed in the image"
+        self.listener.say(f"error: the command {name!r} {words}", level=-1)
+        self.listener.say(
+            f"hint: commands are looked for in {PATH}; committed scripts are called by their path "
+            "(./name, with the executable bit committed), packages come from the commit's lock.",
+            level=-1,
+        )
+        self.course.outcome = Outcome.NOT_STARTED
+        self.course.status = int(code)
+
+    # -- 6: the experiment -----------------------------------------------------------------------
+
+    def _run(self, container: Container) -> None:
+        course, policy = self.course, self.policy.policy
+        over, interrupted = threading.Event(), threading.Event()
+        with self.clock.step("experiment"), interruption(interrupted):
+            container.open_gate()
+            course.gate = time.monotonic()
+            watcher = threading.Thread(
+                target=self._watch, args=(container, over, interrupted), daemon=True
+            )
+            watcher.start()
+            try:
+                container.pump(self.asked.stdout, self.asked.stderr, self.log, policy.limits.log)
+                course.ended = ended = container.finish()
+            finally:
+                over.set()
+                watcher.join()
+            course.seconds = time.monotonic() - course.gate
+        course.status = ended.exit_status
+        course.outcome = outcome_of(ended, course.stopped_for)
+
+    def _watch(
+        self, container: Container, over: threading.Event, interrupted: threading.Event
+    ) -> None:
+        """End the experiment at its deadline, on a signal, or when others act on its container."""
+        limits = self.policy.policy.limits
+        deadline = None if limits.deadline is None else time.monotonic() + limits.deadline
+        while not over.wait(WATCH_EVERY):
+            if interrupted.is_set():
+                self.listener.say("interrupted: the experiment is being stopped", level=-1)
+                self._stop(container, Outcome.STOPPED)
+                return
+            if deadline is not None and time.monotonic() > deadline:
+                self._stop(container, Outcome.TIMED_OUT)
+                return
+            acts = container.interference(settled=False)
+            if acts and self._aborts(*found_by.from_interference(acts)):
+                self._stop(container, Outcome.STOPPED)
+                return
+
+    def _aborts(self, *findings: Finding) -> bool:
+        return judge(findings, self.policy.policy, started=True).kind is Kind.ABORTED
+
+    def _stop(self, container: Container, because: Outcome) -> None:
+        self.course.stopped_for = because
+        with contextlib.suppress(EngineError):
+            # An engine that went away is noticed, and told, by whoever reads from it.
+            container.stop(self.policy.policy.limits.grace)
+
+    def _collect(self, container: Container) -> None:
+        limit = self.policy.policy.sandbox.outputs
+        into = self.directory / "outputs" / "workdir"
+        try:
+            self.course.outputs = container.collect(WORKDIR, into, limit)
+        except SandboxError as error:
+            self.course.missing.append(f"outputs: {error.message}")
+
+    # -- 7: verify 3, the verdict, the record ----------------------------------------------------
+
+    def _judged(self, guard: GuardClient, before: Comparison | None) -> Finished:
+        course, policy = self.course, self.policy.policy
+        with self.clock.step("verify 3"):
+            if course.started:
+                for dataset in self.datasets:
+                    for change in changes(dataset):
+                        self._add(Finding(Reason.DATA_CHANGED, change, phase=Phase.DURING_RUN))
+                self.course.verified.extend(
+                    f"after the end: {len(d.files)} data files below {d.source}"
+                    for d in self.datasets
+                )
+            course.report = guard.disarm(self.id)
+            told = list(found_by.from_report(course.report, self.tree, course.gate))
+            self._add(*told)
+            if before is not None and course.started:
+                after = compare(self.tree, self.repository)
+                known = [finding.path for finding in told if finding.path]
+                self._add(*found_by.from_final_comparison(before, after, known))
+                course.verified.append(
+                    f"after the end: {after.files} files of the workspace, {after.size} bytes, "
+                    "by content"
+                )
+        verdict = judge(deduplicated(course.findings), policy, started=course.started)
+        metric = None
+        if course.started:
+            metric = read_metric(policy.metric, self.log, self.out)
+        finished = Finished(
+            run_id=self.id,
+            commit=self.tree.commit,
+            policy=self.policy,
+            verdict=verdict,
+            outcome=course.outcome,
+            exit_status=course.status,
+            metric=metric,
+            seconds=course.seconds,
+            interrupted=course.stopped_for is Outcome.STOPPED and verdict.kind is not Kind.ABORTED,
+        )
+        self._close(finished)
+        return finished
+
+    def _close(self, finished: Finished) -> None:
+        course = self.course
+        ended = course.ended
+        with self.ledger.transaction() as tx:
+            if course.report is not None:
+                for alert in record.alerts(self.id, course.report, self.tree, course.gate):
+                    tx.append(alert)
+            tx.append(
+                RunEnded(
+                    run=self.id,
+                    outcome=finished.outcome,
+                    exit_status=finished.exit_status,
+                    verdict=record.judgement(finished.verdict, self.policy.policy),
+                    metric=record.metric_facts(finished.metric),
+                    seconds=finished.seconds,
+                    peak_memory=ended.peak_memory if ended else None,
+                    cpu_seconds=ended.cpu_seconds if ended else None,
+                    coverage=record.coverage(course.report, course.verified, course.missing),
+                    timings=dict(self.clock.timings),
+                    log=str(self.log) if self.log.exists() else None,
+                    outputs_path=str(self.directory / "outputs") if course.started else None,
+                    outputs=record.outputs(course.outputs, self.out),
+                    limits=record.limits(self.policy.policy),
+                    devices=facts.devices() if course.started else (),
+                )
+            )
+
+    def _close_without_verdict(self, error: BaseException) -> None:
+        words = error.message if isinstance(error, SealrunError) else type(error).__name__
+        outcome = Outcome.INTERRUPTED if self.course.started else Outcome.NOT_STARTED
+        with contextlib.suppress(SealrunError):
+            # A ledger that cannot be written is often the very reason; the next start finds the
+            # open record and closes it.
+            self.ledger.append(
+                RunEnded(
+                    run=self.id,
+                    outcome=outcome,
+                    fault=words,
+                    timings=dict(self.clock.timings),
+                    log=str(self.log) if self.log.exists() else None,
+                )
+            )
+
+
+def outcome_of(ended: Ended, stopped_for: Outcome | None) -> Outcome:
+    """Return what became of the process."""
+    if stopped_for is not None:
+        return stopped_for
+    if ended.out_of_memory:
+        return Outcome.OUT_OF_MEMORY
+    return Outcome.SUCCEEDED if ended.exit_status == 0 else Outcome.FAILED
+
+
+@contextlib.contextmanager
+def interruption(noticed: threading.Event) -> Generator[None]:
+    """Turn signals that would end us into a notice, while an experiment has to be ended first."""
+    if threading.current_thread() is not threading.main_thread():
+        # Only the main thread gets signals (signal(7) by way of Python's signal module).
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        for number in numbers:
+            signal.signal(number, lambda *_: noticed.set())
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def deduplicated(findings: Sequence[Finding]) -> list[Finding]:
+    """Return findings in order, each once."""
+    return list(dict.fromkeys(findings))
+
+
+def same_open_file(one: int, other: int) -> bool:
+    """Tell whether two descriptors lead to the same file, so that order between them counts."""
+    try:
+        a, b = os.fstat(one), os.fstat(other)
+    except OSError:
+        return False
+    return (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino)

@@ -1,0 +1,86 @@
+"""Facts about the machine and the caller, for the record.
+
+Rules: what cannot be found out is None; nothing here fails and nothing runs another program.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import platform
+import socket
+from pathlib import Path
+
+from sealrun.ledger.events import Controller, HostFacts
+
+
+def host() -> HostFacts:
+    """Return what a record says about this machine."""
+    uid = os.getuid()
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = None
+    return HostFacts(
+        hostname=socket.gethostname(),
+        system=_system(),
+        kernel=platform.release(),
+        architecture=platform.machine(),
+        cpus=len(os.sched_getaffinity(0)),
+        cpu_model=_field(Path("/proc/cpuinfo"), "model name"),
+        memory=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        user=user,
+        uid=uid,
+    )
+
+
+def controller() -> Controller:
+    """Return this process, told apart from later ones of its pid by its start time (proc(5))."""
+    return Controller(pid=os.getpid(), started=start_time(os.getpid()))
+
+
+def start_time(pid: int) -> int | None:
+    """Return a process's start in clock ticks since boot, or None where it cannot be read."""
+    try:
+        # The second field is the program's name in parentheses and may hold anything.
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        return int(fields[19])
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+def _system() -> str | None:
+    try:
+        return platform.freedesktop_os_release().get("PRETTY_NAME")
+    except OSError:
+        return platform.system() or None
+
+
+def _field(file: Path, name: str) -> str | None:
+    try:
+        for line in file.read_text("utf-8", "replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == name:
+                return value.strip()
+    except OSError:
+        return None
+    return None
+
+
+def devices() -> tuple[str, ...]:
+    """Return the GPUs that the caller sees, as ids that a container engine understands.
+
+    ``CUDA_VISIBLE_DEVICES`` decides where it is set (CUDA C++ Programming Guide, environment
+    variables); else every device file ``/dev/nvidiaN``.
+    """
+    present = sorted(
+        path.name.removeprefix("nvidia")
+        for path in Path("/dev").glob("nvidia[0-9]*")
+        if path.name.removeprefix("nvidia").isdigit()
+    )
+    if not present:
+        return ()
+    asked = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if asked is None:
+        return tuple(present)
+    return tuple(part for part in (p.strip() for p in asked.split(",")) if part and part != "-1")

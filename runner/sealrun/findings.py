@@ -1,0 +1,217 @@
+"""From what was seen to findings: each observation of a run gets its reason code here.
+
+Rules that this module keeps:
+
+- Pure, but for reading the bytes that a shown diff needs.
+- An observation that is not understood becomes a finding too; nothing is dropped.
+- Every gap in what was watched or compared is a finding of its own.
+- Until writers can be named, an unknown writer is treated as DESIGN section 5 says for ``unknown``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sealrun.reasons import Reason
+from sealrun.verdict import Finding, Phase
+from sealrun.workspace import diff_lines, unified_diff
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from sealrun.guard.mutations import GitState, Mutation, Report
+    from sealrun.policy import Approvable
+    from sealrun.sandbox.contents import Discrepancy
+    from sealrun.sandbox.protocol import Interference
+    from sealrun.tree import CommittedTree
+    from sealrun.workspace import Comparison
+
+#: Lines of diff kept for one path, and paths that get one: an agent reads the last 50 lines.
+DIFF_LINES = 14
+DIFF_PATHS = 3
+#: Bytes of evidence that a diff is made from.
+EVIDENCE_LIMIT = 1 << 20
+
+
+def text(path: bytes) -> str:
+    """Return a path as text that keeps every byte."""
+    return path.decode("utf-8", "surrogateescape")
+
+
+def from_comparison(
+    comparison: Comparison, tree: CommittedTree, workspace: Path
+) -> Iterator[Finding]:
+    """Yield a finding for each path that differs from the commit before the start."""
+    for number, difference in enumerate(comparison.differences):
+        reason = Reason.HIDDEN_FROM_GIT if difference.hidden else Reason.WORKSPACE_DIFFERS
+        diff: tuple[str, ...] = ()
+        if number < DIFF_PATHS and difference.kind == "modified":
+            diff = unified_diff(tree, workspace, difference.path, lines=DIFF_LINES)
+        yield Finding(
+            reason,
+            f"{text(difference.path)} is {difference.kind}"
+            + (", and an index flag hides it from git" if difference.hidden else ""),
+            text(difference.path),
+            Phase.AFTER_COMMIT,
+            diff,
+        )
+
+
+def from_replaced(replaced: Sequence[str]) -> Iterator[Finding]:
+    """Yield a finding where replace refs hide objects of the commit."""
+    if replaced:
+        yield Finding(
+            Reason.REPLACED_OBJECTS,
+            f"replace refs hide {len(replaced)} objects of this commit, {replaced[0][:12]} first; "
+            "the run uses the true ones, git shows others",
+        )
+
+
+def from_bytecode(paths: Sequence[bytes]) -> Iterator[Finding]:
+    """Yield a finding for each compiled file in the commit."""
+    for path in paths:
+        yield Finding(Reason.COMMITTED_BYTECODE, f"{text(path)} is compiled bytecode", text(path))
+
+
+def from_approval(
+    approved: Approvable, candidate: Approvable, reasons: Iterable[Reason], paths: Sequence[str]
+) -> Iterator[Finding]:
+    """Yield a finding for each thing that only a human may change."""
+    for reason in reasons:
+        if reason is Reason.POLICY_CHANGED:
+            yield Finding(
+                reason,
+                f"the policy is {candidate.policy[:12]}, the approved one is "
+                f"{approved.policy[:12]}",
+                "sealrun.toml",
+            )
+        else:
+            for path in paths:
+                yield Finding(reason, f"{path} is not the approved one", path)
+
+
+def from_report(report: Report, tree: CommittedTree, gate: float | None) -> Iterator[Finding]:
+    """Yield a finding for each mutation of an armed interval and each gap in watching it.
+
+    Args:
+        gate: CLOCK_MONOTONIC seconds when the gate opened; None when it did not.
+    """
+    for mutation in report.mutations:
+        yield _mutation(mutation, tree, gate)
+    for rewrite in report.rewrites:
+        reason = Reason.IDENTICAL_REWRITE if rewrite.content else Reason.METADATA_ONLY
+        yield Finding(
+            reason,
+            f"{text(rewrite.path)}: {', '.join(rewrite.events)}; the bytes are the committed ones",
+            text(rewrite.path),
+        )
+    yield from from_gaps(report)
+    if report.git is not None:
+        yield from _git(report.git)
+
+
+def _git(state: GitState) -> Iterator[Finding]:
+    if state.head_moved:
+        yield Finding(
+            Reason.HEAD_MOVED,
+            f"HEAD moved from {_ref(state.head, state.branch)} to "
+            f"{_ref(state.head_now, state.branch_now)}",
+            phase=Phase.DURING_RUN,
+        )
+    for change in state.changes:
+        if change.area in ("configuration", "hooks", "info", "replace"):
+            yield Finding(
+                Reason.CONFIGURATION_CHANGED,
+                f"git's {change.name} changed",
+                f".git/{change.name}",
+                Phase.DURING_RUN,
+            )
+
+
+def _ref(commit: str | None, branch: str | None) -> str:
+    return f"{(commit or 'nothing')[:12]} on {branch or 'no branch'}"
+
+
+def from_gaps(report: Report) -> Iterator[Finding]:
+    """Yield a finding for each part of an interval that was not observed."""
+    for gap in report.coverage.gaps:
+        yield Finding(gap.reason, gap.text)
+
+
+def _mutation(mutation: Mutation, tree: CommittedTree, gate: float | None) -> Finding:
+    name = text(mutation.path)
+    phase = phase_of(mutation, gate)
+    if mutation.area == "data":
+        return Finding(Reason.DATA_CHANGED, f"{name}: {mutation.kind}", name, phase)
+    if mutation.area != "tracked":
+        return Finding(Reason.CONFIGURATION_CHANGED, f"{name}: {mutation.kind}", name, phase)
+    words = f"{name} was {mutation.kind}"
+    if mutation.count > 1:
+        words += f" {mutation.count} times"
+    if mutation.restored:
+        words += "; the committed bytes are back"
+    return Finding(Reason.EDIT_UNATTRIBUTED, words, name, phase, diff_of(mutation, tree))
+
+
+def phase_of(mutation: Mutation, gate: float | None) -> Phase:
+    """Return whether a mutation was first seen before or after the gate opened."""
+    if gate is None or mutation.first.monotonic < gate:
+        return Phase.AFTER_COMMIT
+    return Phase.DURING_RUN
+
+
+def diff_of(mutation: Mutation, tree: CommittedTree) -> tuple[str, ...]:
+    """Return a diff from the committed bytes to the kept evidence; empty where none can be made."""
+    entry = tree.get(mutation.path)
+    evidence = mutation.evidence
+    if entry is None or evidence is None or evidence.file is None:
+        return ()
+    if evidence.kept < evidence.size or max(entry.size, evidence.size) > EVIDENCE_LIMIT:
+        return ()
+    try:
+        after = Path(evidence.file).read_bytes()
+    except OSError:
+        return ()
+    return diff_lines(tree.read(entry), after, mutation.path, lines=DIFF_LINES)
+
+
+def from_final_comparison(
+    before: Comparison, after: Comparison, known: Iterable[str]
+) -> Iterator[Finding]:
+    """Yield a finding for each path that differs at the end and that no event told of.
+
+    Args:
+        known: paths that the guard's report names already.
+    """
+    told = {*known, *(text(d.path) for d in before.differences)}
+    for difference in after.differences:
+        name = text(difference.path)
+        if name not in told:
+            yield Finding(
+                Reason.EDIT_UNATTRIBUTED,
+                f"{name} is {difference.kind} at the end of the run; no event told of it",
+                name,
+                Phase.DURING_RUN,
+            )
+
+
+def from_discrepancies(found: Sequence[Discrepancy]) -> Iterator[Finding]:
+    """Yield a finding for each path in the container that is not what its layers hold."""
+    for discrepancy in found:
+        yield Finding(
+            Reason.IN_CONTAINER,
+            f"{discrepancy.path} is {discrepancy.what}",
+            discrepancy.path,
+            Phase.IN_CONTAINER,
+        )
+
+
+def from_interference(found: Sequence[Interference]) -> Iterator[Finding]:
+    """Yield a finding for each act of others on the container through the engine."""
+    for act in found:
+        yield Finding(
+            Reason.ENGINE_INTERFERENCE,
+            f"{act.action} by somebody else through the engine",
+            phase=Phase.IN_CONTAINER,
+        )

@@ -1,0 +1,87 @@
+"""What an earlier controller left when it died, and how it is told apart from a living one.
+
+Rules that this module keeps:
+
+- A living controller holds a lock on its run's directory; the kernel gives it back however it dies.
+- What is left is found by label and by the ledger, and cleared only when it is ours.
+- A run whose controller died is recorded as ``interrupted``: that is our trouble, and no outcome of
+  the experiment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from typing import TYPE_CHECKING
+
+from sealrun.errors import StorageFault
+from sealrun.ledger import RunEnded, is_alive, open_ledger
+from sealrun.ledger.alive import LOCK
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Sequence
+    from pathlib import Path
+
+    from sealrun.git import Repository
+    from sealrun.ledger import Ledger
+    from sealrun.sandbox.protocol import Sandbox
+    from sealrun.state import Places
+
+
+@contextlib.contextmanager
+def lock(directory: Path) -> Generator[None]:
+    """Hold the lock of a run's directory, by which others see that its controller lives.
+
+    Raises:
+        StorageFault: it cannot be made or locked.
+    """
+    try:
+        handle = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StorageFault(
+            f"cannot make the lock of {directory}: {error.strerror}",
+            hint="Free disk space or fix the permissions of the state directory.",
+        ) from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def writable_ledger(repository: Repository, places: Places, repository_id: str) -> Ledger:
+    """Open a repository's ledger for writing, and begin it where nothing was ever pinned.
+
+    Raises:
+        LedgerMissing: runs are pinned but their ledger is gone.
+        LedgerError: it is locked, damaged or of a newer version.
+    """
+    path = places.ledger(repository_id)
+    pinned = not path.exists() and bool(repository.pinned())
+    return open_ledger(path, repository_id, pinned_refs_exist=pinned, create=True)
+
+
+def record_dead(ledger: Ledger, places: Places, repository_id: str) -> tuple[str, ...]:
+    """Record every open run whose controller died as interrupted; return their ids."""
+    dead = [
+        record.run
+        for record in ledger.open_runs()
+        if not is_alive(places, repository_id, record.run)
+    ]
+    if dead:
+        with ledger.transaction() as tx:
+            for run in dead:
+                tx.append(
+                    RunEnded(
+                        run=run,
+                        outcome="interrupted",
+                        fault="its controller died before the run ended",
+                    )
+                )
+    return tuple(dead)
+
+
+def clear_containers(sandbox: Sandbox, places: Places, repository_id: str) -> Sequence[str]:
+    """Remove the containers of dead controllers of this repository; return their run ids."""
+    return sandbox.clear(lambda run: is_alive(places, repository_id, run))

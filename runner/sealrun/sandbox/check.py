@@ -1,0 +1,106 @@
+"""Verify 2 and the container's part of verify 3, for one container.
+
+Rules that this module keeps:
+
+- Before the gate: the workdir by content, base and environment by content or by a listing that
+  equals a verified one.
+- After the end: the committed files again by content, and the listing again; new files in the
+  workdir are the experiment's, changed or missing ones are mutations.
+- What this host cannot see is said, and never assumed to be well.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sealrun.image.model import WORKDIR
+from sealrun.sandbox.contents import (
+    Discrepancy,
+    Witnesses,
+    compare_rest,
+    compare_workdir,
+    listing_digest,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from sealrun.image.model import Layer, SealedImage
+    from sealrun.progress import Progress
+    from sealrun.sandbox.protocol import Container, FileState
+
+
+class ContainerCheck:
+    """Compares one container with what was sealed, before the gate and after the end."""
+
+    def __init__(
+        self,
+        container: Container,
+        image: SealedImage,
+        manifest: Sequence[FileState],
+        mounts: Sequence[str],
+        witnesses: Witnesses,
+    ) -> None:
+        self.container = container
+        self.manifest = manifest
+        self.mounts = mounts
+        self.witnesses = witnesses
+        self.lower: tuple[Layer, ...] = image.layers[:-1]
+        self.verified: list[str] = []
+        self.missing: list[str] = []
+        #: Whether base and environment were compared at all.
+        self.complete = True
+        self._listing: str | None = None
+
+    def before(self, progress: Progress) -> list[Discrepancy]:
+        """Compare everything before the gate opens; return what differs."""
+        found = compare_workdir(self.container, self.manifest)
+        files = sum(1 for state in self.manifest if state.kind == "file")
+        self.verified.append(f"in the container: {files} committed files, by content, set equality")
+        return found + self._rest(progress)
+
+    def _rest(self, progress: Progress) -> list[Discrepancy]:
+        known = self.witnesses.known(self.lower)
+        root = self.container.root
+        self._listing = self._list(root)
+        if known is not None and known == self._listing:
+            self.verified.append(
+                "in the container: base and environment, by inode, size and ctime since their "
+                "last comparison by content"
+            )
+            return []
+        if known is not None and root is None:
+            self.complete = False
+            self.missing.append(
+                "base and environment were compared by content at their first use on this engine, "
+                "not now: the container's root cannot be seen from here"
+            )
+            return []
+        found = compare_rest(self.container, self.lower, self.mounts, progress)
+        if not found:
+            self.witnesses.remember(self.lower, self._listing or "content")
+            self.verified.append("in the container: base and environment, by content, set equality")
+        return found
+
+    def _list(self, root: Path | None) -> str | None:
+        if root is None:
+            return None
+        try:
+            return listing_digest(root, self.mounts)
+        except OSError:
+            return None
+
+    def after(self) -> list[Discrepancy]:
+        """Compare again after the end; return what was changed or removed, and where it matters."""
+        found = [
+            discrepancy
+            for discrepancy in compare_workdir(self.container, self.manifest)
+            if discrepancy.what != "extra"
+        ]
+        self.verified.append(f"after the end: the committed files in {WORKDIR}, by content")
+        if self._listing is None:
+            self.missing.append("base and environment were not compared after the end")
+        elif self._list(self.container.root) != self._listing:
+            found.append(Discrepancy("/", "changed outside the workdir"))
+        return found
