@@ -37,6 +37,7 @@ from sealrun.ledger.ledger import Ledger, Transaction, open_ledger, utc
 from sealrun.ledger.projections import Filter
 from sealrun.ledger.records import Recorded, RunRecord, alert_document, document
 from sealrun.ledger.ulid import new_ulid
+from sealrun.ledger.ulid import new_ulid as new_run_id
 
 __all__ = [
     "Alert",
@@ -73,6 +74,7 @@ __all__ = [
     "alert_document",
     "document",
     "is_alive",
+    "new_run_id",
     "new_ulid",
     "open_ledger",
     "utc",

@@ -95,6 +95,7 @@ class HostFacts:
     """The machine.
 
     Attributes:
+        hostname: as the machine calls itself.
         system: operating system with its version, e.g. ``Debian GNU/Linux 12``.
         kernel: release, e.g. ``6.1.0-18-amd64``.
         architecture: e.g. ``x86_64``.
@@ -153,6 +154,8 @@ class RunOpened(Event):
         idea: what the loop said that it tries.
         idea_source: ``message`` (``-m``) or ``subject`` (of the commit).
         policy: effective.
+        host: the machine.
+        engine: what runs the container.
         protection: ``same-user`` or ``separated`` (DESIGN section 1).
         tier: ``container``, ``namespace`` or ``process``: how strong the isolation is.
         controller: the process that runs it.
@@ -385,7 +388,12 @@ class Process:
     """A process as it was seen; None is not known.
 
     Attributes:
+        pid: in our pid namespace.
+        exe: path of its program.
         cmdline: its arguments.
+        cwd: its working directory.
+        uid: its effective user.
+        user: name of that user.
         started: clock ticks since boot.
     """
 

@@ -22,7 +22,7 @@ import time
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, cast, overload
 
 from sealrun.errors import LedgerError, LedgerMissing, StorageFault, UsageError
 from sealrun.ledger import chain, projections, schema
@@ -476,9 +476,17 @@ class Ledger:
             raise damaged(self.path, f"event {seq} is missing")
         return self._recorded(_link(row))
 
+    @overload
     def events(
-        self, kind: type[E] | None = None, *, run: str | None = None, after: int = 0
-    ) -> list[Recorded[E]]:
+        self, kind: None = None, *, run: str | None = None, after: int = 0
+    ) -> list[Recorded[Event]]: ...
+    @overload
+    def events(
+        self, kind: type[E], *, run: str | None = None, after: int = 0
+    ) -> list[Recorded[E]]: ...
+    def events(
+        self, kind: type[Event] | None = None, *, run: str | None = None, after: int = 0
+    ) -> list[Recorded[Any]]:
         """Return events, oldest first.
 
         Args:
@@ -499,7 +507,7 @@ class Ledger:
                 f"SELECT {_COLUMNS} FROM events WHERE {where} ORDER BY seq",  # noqa: S608 - constants
                 parameters,
             )
-            return [cast("Recorded[E]", self._recorded(_link(row))) for row in rows]
+            return [self._recorded(_link(row)) for row in rows]
 
     def links(self) -> Iterator[chain.Link]:
         """Walk the whole chain as it is stored."""
