@@ -18,7 +18,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from sealrun.errors import Fault, RepositoryError, UsageError
+from sealrun.errors import Fault, ObjectCorrupt, RepositoryError, UsageError
 
 #: Where the commits of runs are pinned, and snapshots live.
 RUN_REFS = "refs/sealrun/runs/"
@@ -185,12 +185,21 @@ class Repository:
         Raises:
             RepositoryError: the repository has no commit yet.
             UsageError: the revision is unknown, ambiguous or no commit.
+            ObjectCorrupt: HEAD names an object that git cannot read.
         """
         status, output, errors = self.git.attempt(
             "rev-parse", "--verify", "--quiet", "--end-of-options", revision + "^{commit}"
         )
         if status == 0:
             return output.strip().decode("ascii")
+        named = self.git.attempt("rev-parse", "--verify", "--quiet", "--end-of-options", revision)
+        if named[0] == 0 and revision == "HEAD":
+            oid = named[1].strip().decode("ascii", "replace")
+            raise ObjectCorrupt(
+                f"HEAD names commit {oid}, which git cannot read as a commit",
+                hint="The object was overwritten, damaged or lost. git fsck shows more; restore it "
+                "from a clone or a backup.",
+            )
         if revision == "HEAD":
             raise RepositoryError(
                 f"{self.workspace} has no commit yet",

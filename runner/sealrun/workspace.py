@@ -239,7 +239,7 @@ def _crlf_paths(paths: list[bytes], tree: CommittedTree, repository: Repository)
     """Yield the paths that git would check out with CRLF (gitattributes(5), ``text`` and ``eol``).
 
     The attributes come from the commit by way of a private index, never from the working
-    directory.
+    directory or the repository.
     """
     git = repository.git
     config = {}
@@ -247,7 +247,14 @@ def _crlf_paths(paths: list[bytes], tree: CommittedTree, repository: Repository)
         config[key] = git.attempt("config", "--get", key)[1].strip().lower()
     native_crlf = config["core.autocrlf"] == b"true" or config["core.eol"] == b"crlf"
     with tempfile.TemporaryDirectory(prefix="sealrun-") as scratch:
-        extra = {"GIT_INDEX_FILE": str(Path(scratch) / "index")}
+        # A git directory of our own over the same objects: info/attributes of the workspace's
+        # repository outranks the commit's, and anybody can write it.
+        git.run("init", "-q", "--bare", f"--object-format={tree.algorithm}", scratch)
+        extra = {
+            "GIT_DIR": scratch,
+            "GIT_OBJECT_DIRECTORY": str(repository.common_dir / "objects"),
+            "GIT_INDEX_FILE": str(Path(scratch) / "index"),
+        }
         git.run("read-tree", tree.tree, extra=extra)
         output = git.run(
             *("check-attr", "--cached", "-z", "--stdin", "text", "eol", "crlf"),
