@@ -336,3 +336,6 @@ def _engine_errors(doing: str) -> Generator[None]:
             f"{doing}: the engine went away: {error}",
             hint="sealrun engine status tells whether it runs.",
         ) from error
+    except (KeyError, ValueError) as error:
+        # docker-py lets these out when an answer is not what the API promises.
+        raise EngineError(f"{doing}: the engine's answer makes no sense: {error!r}") from error

@@ -265,8 +265,13 @@ def _sync_directory(directory: Path) -> None:
         os.close(handle)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> None:
     """Replace a small file as a whole, so that a reader sees the old bytes or the new ones.
+
+    Args:
+        path: the file.
+        content: its new bytes.
+        durable: wait until the disk has them; not needed for what is easily made again.
 
     Raises:
         StorageFault: it cannot be written; what stood there still stands there.
@@ -277,7 +282,8 @@ def write_atomically(path: Path, content: bytes) -> None:
             with draft.open("xb") as file:
                 file.write(content)
                 file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    os.fsync(file.fileno())
             draft.replace(path)
         finally:
             draft.unlink(missing_ok=True)

@@ -354,7 +354,8 @@ class TreeLayers:
             "manifest": manifest.diff_id,
             "manifest_size": manifest.size,
         }
-        write_atomically(self._record(tree), json.dumps(record, sort_keys=True).encode())
+        content = json.dumps(record, sort_keys=True).encode()
+        write_atomically(self._record(tree), content, durable=False)
         self._prune()
         return made
 
