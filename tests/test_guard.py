@@ -322,7 +322,7 @@ def test_git_state_is_told_apart(site: Site) -> None:
     site.sh(
         "git -c user.name=a -c user.email=b commit -q --allow-empty -m next;"
         "printf '#!/bin/sh\\n' > .git/hooks/pre-commit; git config core.autocrlf input;"
-        "echo '*.tmp' >> .git/info/exclude; git replace HEAD HEAD~1; git branch side"
+        "rm -r .git/info; mkdir .git/info; echo '*.tmp' > .git/info/exclude; git replace HEAD HEAD~1; git branch side"
     )
     report = site.drain()
     assert report.mutations == ()
@@ -332,6 +332,17 @@ def test_git_state_is_told_apart(site: Site) -> None:
     assert report.git.head_now == site.git("rev-parse", "refs/heads/main").decode().strip()
     areas = {change.area for change in report.git.changes}
     assert areas >= {"head", "hooks", "configuration", "info", "replace"}
+
+
+def test_a_replaced_git_directory_is_followed(site: Site) -> None:
+    """After the git directory was swapped for a copy, the copy's hooks are watched."""
+    site.arm()
+    site.sh("cp -a .git ../copy; mv .git ../old; mv ../copy .git")
+    assert site.drain().coverage.complete
+    site.sh("echo '#!/bin/sh' > .git/hooks/post-commit")
+    report = site.drain()
+    assert report.git is not None
+    assert "hooks/post-commit" in {change.name for change in report.git.changes}
 
 
 def test_work_tree_with_a_git_file(site: Site, tmp_path: Path) -> None:
@@ -466,7 +477,7 @@ def test_too_few_watches_are_never_complete(site: Site) -> None:
     done = subprocess.run(
         [
             *("unshare", "-Ur", "sh", "-ec"),
-            'echo 10 > /proc/sys/user/max_inotify_watches; exec "$@"',
+            'echo 5 > /proc/sys/user/max_inotify_watches; exec "$@"',
             *("sh", sys.executable, "-c", script, *map(str, where)),
         ],
         check=True,

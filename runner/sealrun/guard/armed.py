@@ -42,6 +42,7 @@ RECORDS = 100_000
 RACY = 0.05
 #: Seconds that an in-place rewrite gets before its half-way state is taken for real.
 SETTLE = 0.02
+_SHARE = 5
 
 _WRITES = {"modify", "close-write", "moved-to", "create", "delete", "moved-from"}
 
@@ -52,7 +53,8 @@ class _Touched:
 
     Attributes:
         current: the foreign state that it is in; None while it is as expected.
-        looked: monotonic seconds of the last look.
+        looked: monotonic seconds of the end of the last look.
+        cost: seconds that the last look took.
         growing: what was found last, if its writer had not closed it yet.
     """
 
@@ -62,6 +64,7 @@ class _Touched:
     content: bool = False
     current: str | None = None
     looked: float = 0.0
+    cost: float = 0.0
     growing: Found | None = None
     states: list[str] = field(default_factory=list[str])
 
@@ -152,12 +155,20 @@ class ArmedRun:
         """
         entry = self.files[path]
         touched = self._touched.get(path)
-        if touched is not None and time.monotonic() - touched.looked < SETTLE:
+        if touched is not None and time.monotonic() - touched.looked < self.pause(path):
             return True
         status = looker.status(path)
         if status is None:
             return True
         return stat.S_ISREG(status.st_mode) and entry.mode != LINK and status.st_size < entry.size
+
+    def pause(self, path: bytes) -> float:
+        """Return the seconds to leave a path alone that is still being written.
+
+        A file that takes long to read gets longer, so that reading it stays a small share.
+        """
+        touched = self._touched.get(path)
+        return max(SETTLE, _SHARE * touched.cost) if touched else SETTLE
 
     def examine(
         self,
@@ -183,9 +194,11 @@ class ArmedRun:
             Whether the file stood still meanwhile; if not, look again.
         """
         entry = self.files[path]
+        began = time.monotonic()
         found = looker.look(path, self.manifest, entry)
         touched = self._touch(path, events)
         touched.looked = time.monotonic()
+        touched.cost = touched.looked - began
         if found.links > 1:
             self.hard_linked.add(path)
         kind = difference(entry, found)

@@ -23,7 +23,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import sealrun
 from sealrun.errors import GuardError
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from sealrun.state import Places
+
+T = TypeVar("T")
 
 #: Seconds without runs after which a guard ends.
 IDLE = 12 * 3600.0
@@ -93,7 +95,7 @@ class GuardClient:
         Raises:
             GuardLost: it went away.
         """
-        return messages.status(self._call("status"))
+        return _understood(messages.status, self._call("status"))
 
     def history(self, since: float = 0.0) -> tuple[Happened, ...]:
         """Return what happened to tracked files, git's state and new directories, oldest first.
@@ -101,7 +103,8 @@ class GuardClient:
         Args:
             since: monotonic seconds; earlier entries are left out.
         """
-        return tuple(map(messages.happened, self._call("history", since=since)))
+        answer = self._call("history", since=since)
+        return tuple(_understood(messages.happened, entry) for entry in answer)
 
     def arm(
         self, run_id: str, manifest: Path, evidence: Path, extra_roots: Iterable[Path] = ()
@@ -128,7 +131,7 @@ class GuardClient:
             evidence=str(evidence.absolute()),
             data=data,
         )
-        coverage = messages.coverage(answer)
+        coverage = _understood(messages.coverage, answer)
         self._runs[run_id] = (coverage, evidence)
         return coverage
 
@@ -213,7 +216,7 @@ class GuardClient:
 
     def _report(self, call: str, run_id: str) -> Report:
         try:
-            return messages.report(self._call(call, run=run_id))
+            return _understood(messages.report, self._call(call, run=run_id))
         except GuardLost:
             if run_id not in self._runs:
                 raise
@@ -285,10 +288,20 @@ class _Link:
         self._socket.close()
 
 
+def _understood(read: Callable[[Document], T], answer: Any) -> T:  # noqa: ANN401 - JSON
+    try:
+        return read(answer)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise GuardError(
+            "the guard answers in the words of another version",
+            hint="sealrun guard stop ends it; the next command starts a new one.",
+        ) from error
+
+
 def _pushed(link: _Link) -> Iterator[Mutation]:
     try:
         while "end" not in (message := link.receive()):
-            yield messages.mutation(message["mutation"])
+            yield _understood(messages.mutation, message.get("mutation"))
     finally:
         link.close()
 

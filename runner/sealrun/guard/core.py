@@ -58,6 +58,8 @@ SILENCE = 10
 NEW_DIRECTORIES = 1024
 MEMORY = 20_000
 _LOSSES = 1000
+#: Set in an event's mask, above the kernel's 32 bits: the path has waited long enough.
+_SETTLED = 1 << 40
 #: Directories that tools fill with thousands of others; no run reads them from the workspace.
 _HEAVY = frozenset({b".venv", b"venv", b"node_modules", b"__pycache__", b".git", b".tox", b"wandb"})
 
@@ -96,6 +98,7 @@ class Guard:
         self._drains: list[Callable[[], None]] = []
         self._awaited: list[Callable[[], None]] | None = None
         self._silent = 0
+        self._ticked = 0.0
         self._rescan_due = False
         self._rescanned = self._read_at = self._active = time.monotonic()
         self._ended: str | None = None
@@ -178,16 +181,18 @@ class Guard:
                 hint="Run sealrun inside an existing git working directory.",
             ) from error
         self._root = (status.st_dev, status.st_ino)
-        above = os.path.dirname(self.workspace)
-        while above != b"/":
-            self._observer.guard_place(above)
-            above = os.path.dirname(above)
         self._read_index()
         self._plan()
         self._git = GitPlaces.of(self.workspace)
         self._watch_git()
         self._git_now = snapshot(self._git) if self._git else None
+        # Last, because where watches are few the directories themselves come first.
+        above = os.path.dirname(self.workspace)
+        while above != b"/":
+            self._observer.guard_place(above)
+            above = os.path.dirname(above)
         self._mounts = self._mounts_here(read_mounts())
+        self._remote(self._mounts)
         self._observer.verify()
         self._close(Reason.NOT_WATCHED)
         self._account()
@@ -201,8 +206,12 @@ class Guard:
 
     def _tick(self) -> None:
         self._observer.reap()
+        clock = time.monotonic()
         if self._awaited:
-            self._silent += 1
+            # Ticks are counted, not seconds: a guard that was stopped (SIGSTOP) has not waited.
+            if clock - self._ticked >= 1:
+                self._ticked = clock
+                self._silent += 1
             if self._silent >= SILENCE:
                 self._lose(Reason.EVENTS_LOST, "the event stream fell silent", {})
                 self._answer_drains()
@@ -210,7 +219,7 @@ class Guard:
         if not self._runs:
             if not os.path.isdir(self.workspace):
                 self._ended = "the workspace is gone"
-            elif time.monotonic() - self._active > self._idle_after:
+            elif clock - self._active > self._idle_after:
                 self._ended = "nothing to guard for long"
 
     def _due(self) -> None:
@@ -218,7 +227,7 @@ class Guard:
         clock = time.monotonic()
         ready = [path for path, (due, _) in self._waiting.items() if due <= clock]
         for path in ready:
-            self._pending[path] = self._waiting.pop(path)[1] | ob.CLOSED_WRITE
+            self._pending[path] = self._waiting.pop(path)[1] | _SETTLED
         if ready:
             self._look()
         if self._git_due is not None and self._git_due <= clock:
@@ -251,6 +260,10 @@ class Guard:
                 self._note_below(directory, mask)
             return
         path = directory + b"/" + event.name
+        if path == self.workspace + b"/.git":
+            self._git = None  # whatever stands there now is found anew
+            self._git_due = self._git_due or time.monotonic() + SETTLE
+            return
         if directory in self._git_directories and self._in_git(path, mask, event):
             return
         if mask & ob.DIRECTORY:
@@ -259,8 +272,6 @@ class Guard:
         if path in self._wanted and mask & (ob.CREATED | ob.MOVED_TO | ob.LEFT):
             # A link or file where a directory of guarded files should be.
             self._note_below(path, mask)
-        if path == self.workspace + b"/.git":
-            self._git_due = self._git_due or time.monotonic() + SETTLE
         self._note(path, mask, event)
 
     def _note(self, path: bytes, mask: int, event: Event) -> None:
@@ -333,33 +344,38 @@ class Guard:
 
     def _look_at(self, looker: Looker, path: bytes, name: bytes | None, mask: int) -> None:
         words = tuple(word for bit, word in ob.WORDS if mask & bit)
-        settled = mask & (ob.CLOSED_WRITE | ob.MOVED_TO)
+        closed = bool(mask & (ob.CLOSED_WRITE | ob.MOVED_TO))
+        settled = closed or mask & _SETTLED
         for run in self._runs.values():
             if name is not None and name in run.files:
                 if not settled and run.unsettled(looker, name):
-                    self._wait(path, mask)
-                elif run.examine(looker, name, words, closed=bool(settled)):
+                    self._wait(path, mask, run.pause(name))
+                elif run.examine(looker, name, words, closed=closed):
                     self._waiting.pop(path, None)
                 else:
-                    self._wait(path, mask)
+                    self._wait(path, mask, run.pause(name))
             if run.is_data(path):
                 run.examine_data(path, words)
 
-    def _wait(self, path: bytes, mask: int) -> None:
-        due, before = self._waiting.get(path, (time.monotonic() + SETTLE, 0))
-        self._waiting[path] = (due, before | mask)
+    def _wait(self, path: bytes, mask: int, pause: float) -> None:
+        due, before = self._waiting.get(path, (time.monotonic() + pause, 0))
+        self._waiting[path] = (due, before | (mask & ~_SETTLED))
 
     # -- git ---------------------------------------------------------------------------------
 
     def _in_git(self, path: bytes, mask: int, event: Event) -> bool:
         if self._git is None:
             return False
+        if mask & ob.DIRECTORY and path not in self._wanted:
+            if mask & ob.LEFT:
+                self._observer.leave(path)
+            if mask & (ob.CREATED | ob.MOVED_TO):
+                self._watch_git()
+            self._git_due = self._git_due or time.monotonic() + SETTLE
         area = self._git.area(path)
         if area is None:
             # The common directory of a work tree may hold the workspace itself.
             return not self._inside(path) or path.startswith(self._git.own + b"/")
-        if mask & ob.DIRECTORY and mask & (ob.CREATED | ob.MOVED_TO):
-            self._watch_git()
         self._index_stale = self._index_stale or area == "index"
         self._git_due = self._git_due or time.monotonic() + SETTLE
         self._remember(self._memory, Happened(path, "git-state", event.words, now()))
@@ -548,12 +564,13 @@ class Guard:
         if self._awaited is None and self._drains:
             self._awaited, self._drains = self._drains, []
             self._silent = 0
+            self._ticked = time.monotonic()
             self._observer.touch_cookie()
 
     def _answer_drains(self) -> None:
         awaited, self._awaited = self._awaited, None
         for path, (_, mask) in self._waiting.items():
-            self._pending[path] = self._pending.get(path, 0) | mask | ob.CLOSED_WRITE
+            self._pending[path] = self._pending.get(path, 0) | mask | _SETTLED
         self._waiting.clear()
         self._look()
         for step in awaited or ():

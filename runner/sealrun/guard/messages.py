@@ -83,7 +83,7 @@ class GuardStatus:
 
 def encode(document: Mapping[str, Any]) -> bytes:
     """Return a message as one line."""
-    return json.dumps(_plain(document), ensure_ascii=True, separators=(",", ":")).encode() + b"\n"
+    return json.dumps(plain(document), ensure_ascii=True, separators=(",", ":")).encode() + b"\n"
 
 
 def decode(line: bytes) -> Document:
@@ -111,15 +111,16 @@ def path_bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
-def _plain(value: Any) -> Any:  # noqa: ANN401 - JSON is any of these
+def plain(value: Any) -> Any:  # noqa: ANN401 - JSON is any of these
+    """Return what JSON can hold of a record: objects, lists, text; paths as ``path_text``."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, bytes):
         return path_text(value)
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     return value
 
 

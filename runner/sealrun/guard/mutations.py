@@ -261,7 +261,8 @@ class EvidenceStore:
                 os.close(fd)
             draft.rename(target)
         except OSError:
-            draft.unlink(missing_ok=True)
+            with suppress(OSError):
+                draft.unlink()
             return None
         return target
 
