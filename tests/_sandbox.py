@@ -33,7 +33,7 @@ USER = (10001, 10001)
 PASSWD = b"root:x:0:0:root:/root:/bin/sh\nrun:x:10001:10001::/home/run:/bin/sh\n"
 GROUP = b"root:x:0:\nrun:x:10001:\n"
 #: What the image's workdir holds, as if it had been committed.
-COMMITTED = {
+COMMITTED: dict[str, bytes] = {
     "train.py": b"print('val_bpb: 0.9979')\n",
     "pkg/model.py": b"SCALAR_LR = 0.5\n",
     "notes.txt": b"not a program\n",

@@ -197,6 +197,11 @@ int main(int count, char **arguments) {
         errno = EINVAL;
         die("usage: sealrun-init join|split FILES -- COMMAND [ARGUMENT]...");
     }
+    if (getpid() != 1) {
+        /* Anywhere else kill(-1) would reach the processes of a whole machine. */
+        errno = EPERM;
+        die("runs only as the first process of a container");
+    }
     join_stderr = strcmp(arguments[1], "join") == 0;
     char **argv = arguments + 4;
     struct rlimit files;

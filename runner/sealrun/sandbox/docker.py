@@ -30,7 +30,7 @@ from sealrun.sandbox.protocol import Effective, Ended
 from sealrun.sandbox.stream import STDERR, STDOUT, Log
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
 
     from sealrun.sandbox.protocol import FileState, Interference, Mount, Request
 
@@ -55,7 +55,7 @@ def default_owner(state: Path) -> str:
 
 
 @contextlib.contextmanager
-def _engine_errors(doing: str, *, refused: bool = False) -> Iterator[None]:
+def _engine_errors(doing: str, *, refused: bool = False) -> Generator[None]:
     """Turn what docker-py and below raise into errors of ours.
 
     Args:
@@ -382,7 +382,7 @@ class DockerContainer:
             self._unseen.append(sentence)
 
     @contextlib.contextmanager
-    def _opened(self, directory: str) -> Iterator[int]:
+    def _opened(self, directory: str) -> Generator[int]:
         try:
             top = files.open_directory(self.root or Path("/nonexistent"), directory)
         except OSError as error:

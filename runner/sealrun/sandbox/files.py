@@ -27,7 +27,7 @@ from sealrun.errors import SandboxError, StorageFault
 from sealrun.sandbox.protocol import FileState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator
     from io import BufferedRandom
     from pathlib import Path
 
@@ -310,7 +310,7 @@ def _create(into: Path, path: bytes, mode: int) -> BufferedRandom:
 
 
 @contextlib.contextmanager
-def _writing(into: Path) -> Iterator[None]:
+def _writing(into: Path) -> Generator[None]:
     try:
         yield
     except OSError as error:

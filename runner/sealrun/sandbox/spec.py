@@ -69,11 +69,11 @@ def scratch(request: Request) -> dict[str, str]:
     A directory between HOME and a mount below it becomes a tmpfs too: the engine would make it on
     HOME as root's, and ``~/.cache`` would be closed to the experiment.
     """
-    size = f"size={request.limits.tmp}"
-    common = f"rw,exec,nosuid,nodev,{size},mode=1777"
     uid, gid = request.user
-    own = f"rw,exec,nosuid,nodev,{size},mode=0700,uid={uid},gid={gid}"
-    found = dict.fromkeys(SCRATCH, common)
+    # The owner counts: runc 1.1 gives a tmpfs the mode of the image's directory below it.
+    common = f"rw,exec,nosuid,nodev,size={request.limits.tmp},uid={uid},gid={gid}"
+    own = f"{common},mode=0700"
+    found = dict.fromkeys(SCRATCH, f"{common},mode=1777")
     found[HOME] = own
     for mount in request.mounts:
         for parent in _ancestors(mount.target):
