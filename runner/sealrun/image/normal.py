@@ -21,6 +21,7 @@ from sealrun.image import tar
 if TYPE_CHECKING:
     import tarfile
     from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
     from typing import BinaryIO
 
     from sealrun.image.model import Layer
@@ -60,6 +61,15 @@ def directory(path: bytes, mode: int = 0o755) -> Member:
 def file(path: bytes, content: bytes, mode: int = 0o644) -> Member:
     """Return a small file whose bytes are given."""
     return Member(path, tar.FILE, mode, len(content), open=lambda: io.BytesIO(content))
+
+
+def file_at(path: bytes, source: Path, mode: int = 0o644) -> Member:
+    """Return a file whose bytes stand in a file of this host."""
+
+    def opened() -> BinaryIO:
+        return source.open("rb")
+
+    return Member(path, tar.FILE, mode, source.stat().st_size, open=opened)
 
 
 def symlink(path: bytes, target: bytes) -> Member:

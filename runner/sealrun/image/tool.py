@@ -23,6 +23,15 @@ if TYPE_CHECKING:
 
     from sealrun.progress import Task
 
+
+class ToolFailed(EnvironmentFault):
+    """A tool ended with another status than 0; ``words`` are the last lines that it printed."""
+
+    def __init__(self, message: str, words: str, *, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.words = words
+
+
 #: Lines of a failed tool's output that an error shows.
 LAST_LINES = 12
 _LONGEST_LINE = 400
@@ -73,7 +82,8 @@ def run_tool(
         The last lines of its output, escaped.
 
     Raises:
-        EnvironmentFault: it cannot be started or ended with another status than 0.
+        ToolFailed: it ended with another status than 0.
+        EnvironmentFault: it cannot be started.
     """
     last: deque[str] = deque(maxlen=LAST_LINES)
     try:
@@ -104,9 +114,10 @@ def run_tool(
             raise
     if process.returncode != 0:
         words = "\n".join(f"  {line}" for line in last) or "  (it printed nothing)"
-        raise EnvironmentFault(
+        raise ToolFailed(
             f"{what}: {os.path.basename(argv[0])} ended with status {process.returncode}; "  # noqa: PTH119 - a name, no path
             f"it printed last:\n{words}",
+            words,
             hint=hint,
         )
     return tuple(last)
