@@ -480,7 +480,7 @@ def stories(draw: st.DrawFn) -> list[Any]:
 
 
 @given(stories())
-@_FEW
+@settings(max_examples=20, deadline=None)
 def test_projections_are_what_events_make(story: list[Any]) -> None:
     """Whatever was written, dropping the projections and making them again changes nothing."""
     with (
