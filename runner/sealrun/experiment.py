@@ -412,6 +412,8 @@ class Experiment:
         with self.clock.step("verify 3"):
             self._add(*found_by.from_discrepancies(check.after()))
             self._add(*found_by.from_interference(container.interference()))
+            # What the engine did not tell us might have been an act of others.
+            self._add(*(Finding(Reason.EVENTS_LOST, words) for words in container.unseen()))
         with self.clock.step("collect"):
             self._collect(container)
 
@@ -449,6 +451,17 @@ class Experiment:
             course.seconds = time.monotonic() - course.gate
         course.status = ended.exit_status
         course.outcome = outcome_of(ended, course.stopped_for)
+        if course.outcome is Outcome.INTERRUPTED and not container.interference():
+            raise EngineError(
+                "the container ended without a word of its init",
+                hint="The engine or the machine ended it; nothing was judged. Run again.",
+            )
+        if ended.stopped_for == "outputs":
+            self.listener.say(
+                f"stopped: more than {policy.sandbox.outputs} bytes of new files "
+                "([sandbox] outputs in the policy)",
+                level=-1,
+            )
 
     def _watch(
         self, container: Container, over: threading.Event, interrupted: threading.Event
@@ -578,6 +591,8 @@ def outcome_of(ended: Ended, stopped_for: Outcome | None) -> Outcome:
         return stopped_for
     if ended.out_of_memory:
         return Outcome.OUT_OF_MEMORY
+    if ended.stopped_for is not None:
+        return Outcome.STOPPED if ended.stopped_for == "outputs" else Outcome.INTERRUPTED
     return Outcome.SUCCEEDED if ended.exit_status == 0 else Outcome.FAILED
 
 

@@ -82,13 +82,13 @@ def from_approval(
         if reason is Reason.POLICY_CHANGED:
             yield Finding(
                 reason,
-                f"the policy is {candidate.policy[:12]}, the approved one is "
+                f"this commit's policy is {candidate.policy[:12]}; runs here are judged by "
                 f"{approved.policy[:12]}",
                 "sealrun.toml",
             )
         else:
             for path in paths:
-                yield Finding(reason, f"{path} is not the approved one", path)
+                yield Finding(reason, f"{path} is not as the owner of this loop left it", path)
 
 
 def from_report(report: Report, tree: CommittedTree, gate: float | None) -> Iterator[Finding]:
