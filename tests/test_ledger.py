@@ -43,6 +43,7 @@ from sealrun.ledger import (
     Anchor,
     Approval,
     Because,
+    EngineFacts,
     Filter,
     Judgement,
     Ledger,
@@ -80,7 +81,7 @@ from sealrun.state import Places
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-_FEW = settings(max_examples=40, deadline=None)
+_FEW = settings(max_examples=25, deadline=None)
 
 
 @pytest.fixture
@@ -374,6 +375,7 @@ def test_a_run_from_its_events(ledger: Ledger) -> None:
     assert ledger.run(run).outcome == "not-started"
     assert [one.run for one in ledger.open_runs()] == [run]
     ledger.append(RunProgress(run=run, step="sealed", image_id="sha256:1", timings={"seal": 0.5}))
+    ledger.append(RunProgress(run=run, engine=EngineFacts(name="docker")))
     ledger.append(RunProgress(run=run, step="gate-opened", timings={"gate": 0.1}))
     mutation = alert(run)
     ledger.append(mutation)
@@ -383,6 +385,7 @@ def test_a_run_from_its_events(ledger: Ledger) -> None:
     assert (record.progress.step, record.progress.image_id) == ("gate-opened", "sha256:1")
     assert (record.verdict, record.outcome) == ("flagged", "succeeded")
     assert [one.event.count for one in record.alerts] == [2]
+    assert record.engine == EngineFacts(name="docker")
     assert record.pin == f"refs/sealrun/runs/{run}"
     assert document(record)["timings"] == {"seal": 0.5, "gate": 0.1, "end": 1.0}
     assert ledger.open_runs() == []
@@ -889,6 +892,12 @@ def test_no_space_to_begin(tmp_path: Path) -> None:
     with pytest.raises(StorageFault, match="cannot be made"):
         ledger_at(tmp_path / "missing" / "ledger.sqlite")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_way_to_the_file(tmp_path: Path) -> None:
+    """A place that cannot be looked at is trouble of ours, not a missing ledger."""
+    with pytest.raises(StorageFault, match="cannot be reached"):
+        ledger_at(tmp_path / ("x" * 300) / "ledger.sqlite")
 
 
 def test_strange_places(tmp_path: Path) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
+import termios
 import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -324,6 +326,19 @@ def test_log(workspace: Workspace, sealrun: Callable[..., Answer]) -> None:
     assert len(sealrun("log", "-n", "1").out.splitlines()) == 2
 
 
+def test_log_on_a_narrow_terminal(workspace: Workspace) -> None:
+    """On 80 columns ids, verdicts and metrics stay whole; the idea gives way."""
+    with workspace.ledger() as ledger:
+        write_run(ledger)
+        run = whole_run(ledger)
+        shortest = ledger.shortest(run)
+    _, row, _ = re.sub(r"\x1b\[[0-9;]*m", "", on_terminal("log").decode()).splitlines()
+    assert len(row) <= 80
+    assert row.split()[0] == shortest
+    for word in ("flagged", "failed", "0.9979"):
+        assert word in row.split()
+
+
 def test_log_filters(workspace: Workspace, sealrun: Callable[..., Answer]) -> None:
     """Runs are chosen by verdict, outcome, commit and time; a wrong word names the right ones."""
     with workspace.ledger() as ledger:
@@ -540,8 +555,16 @@ def run_with_log(workspace: Workspace, content: bytes | None) -> str:
 def on_terminal(*arguments: str) -> bytes:
     """Run a command whose stdout is a terminal; return what the terminal got."""
     controller, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 80))
     command = [sys.executable, "-c", _MAIN, *arguments]
-    with subprocess.Popen(command, stdout=terminal, stderr=subprocess.PIPE) as process:
+    environment = {key: value for key, value in os.environ.items() if key != "COLUMNS"}
+    with subprocess.Popen(
+        command,
+        stdin=terminal,
+        stdout=terminal,
+        stderr=subprocess.PIPE,
+        env=environment | {"NO_COLOR": "1", "TERM": "xterm"},
+    ) as process:
         os.close(terminal)
         output = b""
         while True:

@@ -9,6 +9,8 @@ Rules that this module keeps:
 
 from __future__ import annotations
 
+import shutil
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -34,6 +36,12 @@ if TYPE_CHECKING:
 
 #: Digits of a commit id in the table.
 _COMMIT = 9
+#: The table's columns; on a narrow terminal without some, and those that hold amounts.
+_COLUMNS = ("run", "when", "commit", "verdict", "outcome", "metric", "time", "alerts", "idea")
+_ONLY_WIDE = {"commit", "time"}
+_AMOUNTS = {"metric", "time", "alerts"}
+#: Characters of a line from which on a terminal is wide.
+_WIDE = 100
 _STYLES = {"clean": "green", "flagged": "yellow", "aborted": "red", "refused": "red"}
 
 
@@ -79,8 +87,13 @@ def command(
         elif not records:
             screen.say("no run matches")
         else:
-            screen.table(table(here, here.ledger, records))
+            screen.table(table(here, here.ledger, records, narrow=is_narrow()))
     return Status.OK
+
+
+def is_narrow() -> bool:
+    """Tell whether stdout is a terminal without room for a wide table."""
+    return sys.stdout.isatty() and shutil.get_terminal_size().columns < _WIDE
 
 
 def _digits(commit: str | None) -> str | None:
@@ -91,25 +104,34 @@ def _digits(commit: str | None) -> str | None:
     return commit
 
 
-def table(here: Here, ledger: Ledger, records: list[RunRecord]) -> Table:
-    """Return the runs as a table; every cell is plain text."""
+def table(here: Here, ledger: Ledger, records: list[RunRecord], *, narrow: bool = False) -> Table:
+    """Return the runs as a table; every cell is plain text.
+
+    Args:
+        here: where the runs are.
+        ledger: that they were read from.
+        records: in the order of the rows.
+        narrow: leave out what ``show`` tells, so that the rest fits 80 columns.
+    """
     from rich.table import Table
     from rich.text import Text
 
     shown = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("run", "when", "commit", "verdict", "outcome"):
-        shown.add_column(name, no_wrap=True)
-    shown.add_column("metric", no_wrap=True, justify="right")
-    shown.add_column("time", no_wrap=True, justify="right")
-    shown.add_column("alerts", no_wrap=True, justify="right")
-    shown.add_column("idea", no_wrap=True, overflow="ellipsis")
+    names = [name for name in _COLUMNS if not narrow or name not in _ONLY_WIDE]
+    for name in names:
+        # A column that may wrap, of text that must not: a terminal's lack of room is all its own.
+        shown.add_column(
+            name, no_wrap=name != "idea", justify="right" if name in _AMOUNTS else "left"
+        )
     best = _best(ledger, records)
     for record in records:
         cells = _cells(here, ledger, record, best=record.run in best)
+        style = {"verdict": _STYLES.get(record.verdict or "", "")}
         shown.add_row(
-            *(Text(visible(cell)) for cell in cells[:3]),
-            Text(visible(cells[3]), style=_STYLES.get(record.verdict or "", "")),
-            *(Text(visible(cell)) for cell in cells[4:]),
+            *(
+                Text(visible(cells[name]), style.get(name, ""), no_wrap=True, overflow="ellipsis")
+                for name in names
+            )
         )
     if best:
         shown.caption = Text("* best on record", style="dim")
@@ -117,22 +139,22 @@ def table(here: Here, ledger: Ledger, records: list[RunRecord]) -> Table:
     return shown
 
 
-def _cells(here: Here, ledger: Ledger, record: RunRecord, *, best: bool) -> list[str | None]:
+def _cells(here: Here, ledger: Ledger, record: RunRecord, *, best: bool) -> dict[str, str | None]:
     ended = record.ended
     metric = ended.metric if ended else None
     value = metric_value(metric.value) if metric else None
     state = here.state(record)
-    return [
-        ledger.shortest(record.run),
-        local_time(record.opened_at),
-        record.commit[:_COMMIT],
-        record.verdict,
-        record.outcome if state == "ended" else {"alive": "running"}.get(state, state),
-        f"{value} *" if best else value,
-        duration(ended.seconds if ended else None),
-        str(len(record.alerts)) if record.alerts else None,
-        record.opened.idea,
-    ]
+    return {
+        "run": ledger.shortest(record.run),
+        "when": local_time(record.opened_at),
+        "commit": record.commit[:_COMMIT],
+        "verdict": record.verdict,
+        "outcome": record.outcome if state == "ended" else {"alive": "running"}.get(state, state),
+        "metric": f"{value} *" if best else value,
+        "time": duration(ended.seconds if ended else None),
+        "alerts": str(len(record.alerts)) if record.alerts else None,
+        "idea": record.opened.idea,
+    }
 
 
 def _best(ledger: Ledger, records: list[RunRecord]) -> set[str]:

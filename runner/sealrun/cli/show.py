@@ -52,7 +52,7 @@ def command(
 
     Example:  sealrun show 01K9ZQ4M
     """
-    from sealrun.cli.log import table
+    from sealrun.cli.log import is_narrow, table
     from sealrun.ledger import document
 
     screen = console.current()
@@ -70,7 +70,7 @@ def command(
             screen.data("\n".join(sections(found[0], states[0])))
         else:
             screen.say(f"{len(found)} runs of this commit; sealrun show RUN shows one")
-            screen.table(table(here, here.ledger, found))
+            screen.table(table(here, here.ledger, found, narrow=is_narrow()))
     return Status.OK
 
 
@@ -241,18 +241,14 @@ def _mutation(recorded: Recorded[Alert]) -> Iterator[str]:
         ("detail", alert.detail),
         ("seen", _seen(alert)),
         ("writer", writer_in_words(alert.writer)),
+        *(("  started by", _process(parent)) for parent in alert.writer.parents),
+        *(("  perhaps", _process(candidate)) for candidate in alert.writer.candidates),
+        *(("also", path) for path in alert.paths if path != alert.path),
         ("before", alert.before),
         ("after", alert.after),
         ("evidence", alert.evidence),
     ]
     yield from (f"{_INDENT}{line}" for line in _pairs(details))
-    for parent in alert.writer.parents:
-        yield f"{_INDENT}{_pair('  started by', _process(parent))}"
-    for candidate in alert.writer.candidates:
-        yield f"{_INDENT}{_pair('  perhaps', _process(candidate))}"
-    for path in alert.paths:
-        if path != alert.path:
-            yield f"{_INDENT}{_pair('also', path)}"
     if alert.diff:
         yield from (
             f"{_INDENT}| {visible(line)}" for line in alert.diff.removesuffix("\n").split("\n")
@@ -346,7 +342,7 @@ def _host(record: RunRecord) -> Iterator[str]:
     opened = record.opened
     yield _pair("protection", opened.protection)
     yield _pair("sandbox", opened.tier)
-    host, engine, controller = opened.host, opened.engine, opened.controller
+    host, engine, controller = opened.host, record.engine, opened.controller
     if host is not None:
         cpus = None if host.cpus is None else f"{host.cpus} x {host.cpu_model or 'unknown'}"
         memory = None if host.memory is None else size(host.memory)

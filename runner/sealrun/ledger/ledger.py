@@ -99,7 +99,7 @@ def open_ledger(
         LedgerError: it is locked, damaged, of a newer version, or another repository's.
         StorageFault: it cannot be read, made or written.
     """
-    if not path.exists():
+    if not _is_there(path):
         if pinned_refs_exist:
             raise LedgerMissing(
                 f"this repository has pinned runs, but their ledger {path} is missing",
@@ -113,6 +113,16 @@ def open_ledger(
         schema.create(path, repository, utc())
         return _opened(path, repository, writable=True, fresh=True)
     return _opened(path, repository, writable=create)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        raise StorageFault(
+            f"the ledger {path} cannot be reached: {error.strerror}",
+            hint="Fix the permissions of its directories, then repeat the command.",
+        ) from error
 
 
 def _opened(path: Path, repository: str, *, writable: bool, fresh: bool = False) -> Ledger:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from sealrun.ledger.codec import Json
+    from sealrun.ledger.events import EngineFacts
 
 E_co = TypeVar("E_co", bound=Event, covariant=True)
 
@@ -76,6 +77,11 @@ class RunRecord:
     alerts: tuple[Recorded[Alert], ...]
     pin: str | None
     truncated: Mapping[str, int]
+
+    @property
+    def engine(self) -> EngineFacts | None:
+        """What runs the container, as far as the run came."""
+        return self.progress.engine or self.opened.engine
 
     @property
     def commit(self) -> str:
@@ -147,10 +153,11 @@ def document(record: RunRecord) -> dict[str, Json]:
     opened, _ = to_document(record.opened)
     progress, _ = to_document(record.progress)
     ended, _ = to_document(record.ended or RunEnded(outcome=record.outcome))
-    merged = opened | progress
-    merged |= {
-        name: value for name, value in ended.items() if value is not None or name not in merged
-    }
+    merged = opened
+    for later in (progress, ended):
+        merged |= {
+            name: value for name, value in later.items() if value is not None or name not in merged
+        }
     merged["timings"] = {
         **cast("dict[str, Json]", progress["timings"]),
         **cast("dict[str, Json]", ended["timings"]),
