@@ -22,6 +22,7 @@ from sealrun.guard import GuardClient, GuardLost, ensure, find, write_manifest
 from sealrun.guard.client import LOCK, environment
 from sealrun.guard.messages import PROTOCOL
 from sealrun.reasons import Reason
+from sealrun.state import Places
 
 __all__ = ["site"]
 
@@ -168,6 +169,39 @@ def test_metadata_alone_is_told_apart(site: Site) -> None:
     assert (b"prepare.py", False) in {(r.path, r.content) for r in report.rewrites}
 
 
+def test_a_slow_write_is_one_mutation(site: Site) -> None:
+    """A file that grows piece by piece, unclosed, is one record whose bytes are the last ones."""
+    site.arm()
+    site.python(
+        "import time; f = open('train.py', 'w')\n"
+        "for n in range(6): f.write('line %d is longer than the file was\\n' % n); f.flush();"
+        " time.sleep(0.04)"
+    )
+    mutation = site.only()
+    assert mutation.evidence is not None
+    assert Path(mutation.evidence.file or "").read_bytes() == (site.root / "train.py").read_bytes()
+    assert len(list(site.evidence.glob("*/*"))) == 1, "half-way states leave no evidence behind"
+
+
+def test_a_writer_that_never_closes(site: Site) -> None:
+    """Foreign bytes count while their writer still holds the file open, each state by itself."""
+    site.arm()
+    script = (
+        "import os, sys, time; f = os.open('train.py', os.O_WRONLY)\n"
+        "for rate in (b'0.3', b'0.7'):\n"
+        "    os.pwrite(f, rate, 12); time.sleep(0.1)\n"
+        "print(flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen(
+        ["python3", "-Ic", script], cwd=site.root, stdout=subprocess.PIPE
+    ) as writer:
+        assert writer.stdout is not None
+        writer.stdout.readline()
+        report = site.drain()
+        writer.kill()
+    assert [(m.kind, m.events) for m in report.mutations] == [("modified", ("modify",))] * 2
+
+
 def test_there_and_back_again(site: Site) -> None:
     """A foreign state that was put back stays a mutation, and its bytes stay evidence."""
     site.arm()
@@ -186,7 +220,8 @@ def test_the_same_state_again_counts(site: Site) -> None:
         site.drain()
         site.git("checkout", "-q", "train.py")
         site.drain()
-    assert site.only().count == 9
+    (mutation,) = (m for m in site.drain().mutations if m.kind == "modified")
+    assert mutation.count == 9
 
 
 def test_every_version_is_kept(site: Site) -> None:
@@ -667,3 +702,31 @@ def test_other_digests(site: Site) -> None:
         report = site.guard.disarm(algorithm)
         assert [m.path for m in report.mutations] == [b"pkg/deep/model.py"]
         site.git("checkout", "-q", ".")
+
+
+def test_the_command_line(site: Site) -> None:
+    """``guard`` shows, starts and stops, as text and as JSON; it stops none that guards a run."""
+    run = [sys.executable, "-c", "from sealrun.cli import main; main()", "guard"]
+    home = site.root.parent / "cli"
+    env = {**os.environ, "SEALRUN_HOME": str(home)}
+
+    def sealrun_guard(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*run, *arguments], cwd=site.root, env=env, capture_output=True, text=True, check=False
+        )
+
+    nobody = sealrun_guard("status", "--json")
+    assert (nobody.returncode, json.loads(nobody.stdout)["guard"]) == (0, None)
+    assert "directories" in sealrun_guard("start").stdout
+    status = json.loads(sealrun_guard("--json").stdout)["guard"]
+    assert status["watches"] == status["directories"] == status["kernel_watches"]
+    places = Places(*(home / name for name in ("state", "data", "cache", "runtime")))
+    with ensure(site.root, places) as client:
+        assert client.pid == status["pid"]
+        client.arm("run", site.manifest, site.evidence)
+        refused = sealrun_guard("stop")
+        assert (refused.returncode, refused.stdout) == (125, "")
+        assert "is guarding run run" in refused.stderr
+        client.disarm("run")
+    assert sealrun_guard("stop").returncode == 0
+    assert find(site.root, places) is None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import tempfile
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +19,9 @@ from watchdog.observers.inotify_c import InotifyFD
 
 from _guard import Listed
 from sealrun.errors import GuardError
-from sealrun.guard import messages
+from sealrun.guard import core, messages
 from sealrun.guard.content import Looker, RootGone
+from sealrun.guard.core import Guard
 from sealrun.guard.coverage import Coverage, Gap, Loss, Moment, gaps
 from sealrun.guard.filesystem import mount_of, mounts_below, now, parse_mounts, read_mounts
 from sealrun.guard.gitstate import GitPlaces
@@ -348,3 +351,56 @@ def test_moments_are_of_this_boot() -> None:
     assert first.monotonic <= second.monotonic
     assert first.boot == second.boot
     assert len(first.boot) == 36
+
+
+@pytest.fixture
+def guard(tmp_path: Path) -> Iterator[Guard]:
+    """A guard in a thread of ours, so that a test can take things away from it."""
+    work, private = tmp_path / "work", tmp_path / "private"
+    subprocess.run(["git", "init", "-q", str(work)], check=True)
+    private.mkdir()
+    made = Guard(work, private, idle_after=60)
+    made.start()
+    thread = threading.Thread(target=made.run, daemon=True)
+    thread.start()
+    yield made
+    made.end("test")
+    thread.join(10)
+
+
+def test_network_file_systems_are_never_complete(
+    guard: Guard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a file system that other machines write to, coverage says so as long as it lasts."""
+    real = read_mounts()
+    remote = tuple(replace(mount, type="nfs4") for mount in real)
+    monkeypatch.setattr(core, "read_mounts", lambda: remote)
+    guard.call(lambda: guard.arm("run", PLAIN, tmp_path / "e", ())).result(10)
+    coverage = guard.drained(lambda: guard.armed("run")).result(10)
+    assert coverage.reasons == (Reason.REMOTE_FILE_SYSTEM,)
+    assert "nfs4" in coverage.gaps[0].text
+
+
+def test_a_stream_that_falls_silent_is_a_loss(
+    guard: Guard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the reader is gone the cookie never comes out: the drain answers, and says so."""
+    monkeypatch.setattr(core, "SILENCE", 1)
+    guard.call(lambda: guard.arm("run", PLAIN, tmp_path / "e", ())).result(10)
+    assert guard.drained(lambda: guard.armed("run")).result(10).complete
+    guard._observer.reader.stop()
+    guard._observer.reader.join(10)
+    monkeypatch.setattr(guard._observer, "touch_cookie", lambda: None)
+    monkeypatch.setattr(guard._observer, "verify", lambda: 0)
+    report = guard.drained(lambda: guard.report("run")).result(20)
+    assert Reason.EVENTS_LOST in report.coverage.reasons
+
+
+def test_too_many_states_are_admitted(guard: Guard, tmp_path: Path) -> None:
+    """Where more foreign states appear than records are kept for, coverage says how many."""
+    guard.call(lambda: guard.arm("run", PLAIN, tmp_path / "e", ())).result(10)
+    guard._runs["run"].dropped = 3
+    report = guard.drained(lambda: guard.report("run")).result(10)
+    assert [(g.reason, g.numbers) for g in report.coverage.gaps] == [
+        (Reason.EVENTS_LOST, {"dropped": 3})
+    ]

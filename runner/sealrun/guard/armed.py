@@ -35,14 +35,17 @@ if TYPE_CHECKING:
 
 #: Foreign states recorded of one path, and records of one run; what is beyond is counted, and the
 #: coverage says so.
-VERSIONS = 256
+VERSIONS = 1024
 RECORDS = 100_000
 #: A change time this close to the arming, in seconds, may hide a later change in the same tick of
 #: a coarse file system clock (a jiffy is 10 ms at most; vfat has 2 s, which no work tree survives).
 RACY = 0.05
-#: Seconds that an in-place rewrite gets before its half-way state is taken for real.
-SETTLE = 0.02
-_SHARE = 5
+#: Seconds that a file may be gone or shorter than it should be before that is taken for real: git and
+#: editors pass through such states, and on a busy machine they pass slowly.
+SETTLE = 0.1
+#: Seconds between two looks at a file that is still being written; where looking takes long, so many
+#: times that.
+PAUSE, _SHARE = 0.02, 5
 
 _WRITES = {"modify", "close-write", "moved-to", "create", "delete", "moved-from"}
 
@@ -147,28 +150,23 @@ class ArmedRun:
         """Whether an absolute path is at or below a data root."""
         return any(path == root or path.startswith(root + b"/") for root in self.data_roots)
 
-    def unsettled(self, looker: Looker, path: bytes) -> bool:
-        """Whether a path looks as if its writer were in the middle of an in-place rewrite.
+    def pause(self, looker: Looker, path: bytes) -> float:
+        """Return the seconds for which a path should be left alone, if nobody has closed it.
 
-        Also true of a path that was looked at a moment ago: a writer of many small pieces must not
-        make us read its file for each.
+        Its writer may be in the middle of an in-place rewrite; and a writer of many small pieces
+        must not make us read its file for each.
         """
         entry = self.files[path]
-        touched = self._touched.get(path)
-        if touched is not None and time.monotonic() - touched.looked < self.pause(path):
-            return True
         status = looker.status(path)
         if status is None:
-            return True
-        return stat.S_ISREG(status.st_mode) and entry.mode != LINK and status.st_size < entry.size
-
-    def pause(self, path: bytes) -> float:
-        """Return the seconds to leave a path alone that is still being written.
-
-        A file that takes long to read gets longer, so that reading it stays a small share.
-        """
+            return SETTLE
+        if stat.S_ISREG(status.st_mode) and entry.mode != LINK and status.st_size < entry.size:
+            return SETTLE
         touched = self._touched.get(path)
-        return max(SETTLE, _SHARE * touched.cost) if touched else SETTLE
+        if touched is None:
+            return 0.0
+        ready = touched.looked + max(PAUSE, _SHARE * touched.cost)
+        return max(0.0, ready - time.monotonic())
 
     def examine(
         self,
@@ -250,6 +248,13 @@ class ArmedRun:
             content: compare the bytes of every file (after lost events); else only of those whose
                 identity changed, or cannot be trusted.
         """
+        # First, because a workspace that is gone ends the rest.
+        current: dict[bytes, Identity] = {}
+        for root in self.data_roots:
+            current.update(_inventory(root))
+        for path in sorted(self._data.keys() | current.keys()):
+            if self._data.get(path) != current.get(path):
+                self.examine_data(path, (), final=True)
         armed_ns = (self.since.wall - RACY) * 1e9
         with Looker(self.workspace) as looker:
             for path in self._paths:
@@ -265,11 +270,6 @@ class ArmedRun:
                     self._identities.pop(path, None)
                 else:
                     self._identities[path] = mark
-        for root in self.data_roots:
-            current = _inventory(root)
-            for path in sorted(self._data.keys() | current.keys()):
-                if self._data.get(path) != current.get(path):
-                    self.examine_data(path, (), final=True)
 
     # -- reporting ---------------------------------------------------------------------------
 

@@ -31,7 +31,7 @@ import sealrun
 from sealrun.errors import Fault, GuardError, SealrunError
 from sealrun.git import Git
 from sealrun.guard import observer as ob
-from sealrun.guard.armed import SETTLE, ArmedRun
+from sealrun.guard.armed import PAUSE, ArmedRun
 from sealrun.guard.content import Looker, RootGone
 from sealrun.guard.coverage import Coverage, Loss, Moment, gaps
 from sealrun.guard.filesystem import mount_of, mounts_below, now, read_mounts
@@ -201,7 +201,7 @@ class Guard:
 
     def _patience(self) -> float:
         if self._rescan_due or self._waiting or self._git_due is not None:
-            return SETTLE / 2
+            return PAUSE / 2
         return 1.0 if self._awaited else min(TICK, max(0.1, self._idle_after))
 
     def _tick(self) -> None:
@@ -262,7 +262,7 @@ class Guard:
         path = directory + b"/" + event.name
         if path == self.workspace + b"/.git":
             self._git = None  # whatever stands there now is found anew
-            self._git_due = self._git_due or time.monotonic() + SETTLE
+            self._git_due = self._git_due or time.monotonic() + PAUSE
             return
         if directory in self._git_directories and self._in_git(path, mask, event):
             return
@@ -346,16 +346,18 @@ class Guard:
         words = tuple(word for bit, word in ob.WORDS if mask & bit)
         closed = bool(mask & (ob.CLOSED_WRITE | ob.MOVED_TO))
         settled = closed or mask & _SETTLED
+        waits: list[float] = []
         for run in self._runs.values():
             if name is not None and name in run.files:
-                if not settled and run.unsettled(looker, name):
-                    self._wait(path, mask, run.pause(name))
-                elif run.examine(looker, name, words, closed=closed):
-                    self._waiting.pop(path, None)
-                else:
-                    self._wait(path, mask, run.pause(name))
+                pause = 0.0 if settled else run.pause(looker, name)
+                if pause or not run.examine(looker, name, words, closed=closed):
+                    waits.append(pause or PAUSE)
             if run.is_data(path):
                 run.examine_data(path, words)
+        if waits:
+            self._wait(path, mask, max(waits))
+        else:
+            self._waiting.pop(path, None)
 
     def _wait(self, path: bytes, mask: int, pause: float) -> None:
         due, before = self._waiting.get(path, (time.monotonic() + pause, 0))
@@ -371,13 +373,13 @@ class Guard:
                 self._observer.leave(path)
             if mask & (ob.CREATED | ob.MOVED_TO):
                 self._watch_git()
-            self._git_due = self._git_due or time.monotonic() + SETTLE
+            self._git_due = self._git_due or time.monotonic() + PAUSE
         area = self._git.area(path)
         if area is None:
             # The common directory of a work tree may hold the workspace itself.
             return not self._inside(path) or path.startswith(self._git.own + b"/")
         self._index_stale = self._index_stale or area == "index"
-        self._git_due = self._git_due or time.monotonic() + SETTLE
+        self._git_due = self._git_due or time.monotonic() + PAUSE
         self._remember(self._memory, Happened(path, "git-state", event.words, now()))
         return True
 
