@@ -580,8 +580,8 @@ def test_stop_ends_politely_then_by_force(asked: Bench, stubborn: bool) -> None:
             while not (asked.out / "up").exists():
                 time.sleep(0.01)
             time.sleep(0.2)
-            container.stop(1.0)
-            container.stop(1.0)
+            for _ in range(2):
+                container.stop(0.5 if stubborn else 60)
 
         ended = Run(asked, container, deadline).ended
         assert ended.exit_status == (None if stubborn else 7)
