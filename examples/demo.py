@@ -151,7 +151,7 @@ class Sealed:
                 "-m",
                 idea,
                 "--result-file",
-                str(result),
+                f"../{result.name}",
                 "--",
                 "python3",
                 "train.py",
@@ -189,7 +189,7 @@ class Sealed:
         night.edit(r"^MATRIX_LR = .*$", "MATRIX_LR = 0.004")
         night.git("commit", "-qam", "Raise the matrix learning rate to 0.004")
         self.narrator.tell(
-            "The same first idea, committed. The run command has two words more in front."
+            "The same first idea, committed. The run command has `sealrun run` in front."
         )
         status, record = self.run("raise matrix lr to 0.004")
         night.shell("grep '^val_bpb:' run.log; grep '^.sealrun' run.log")
@@ -239,7 +239,7 @@ class Sealed:
         """Show what is on record."""
         self.narrator.title("The morning after")
         self.night.shell("sealrun log")
-        self.night.shell(f"sealrun show {run}", limit=45)
+        self.night.shell(f"sealrun show {run} | sed '/^image/,$d'")
 
     def dismiss(self) -> None:
         """End the guard, which would linger for the next run."""

@@ -57,7 +57,7 @@ class Narrator:
 
     def show(self, text: str, *, limit: int = 60) -> None:
         """Show what a command printed."""
-        lines = text.rstrip("\n").split("\n")
+        lines = text.rstrip("\n").split("\n") if text.strip() else []
         for line in lines[:limit]:
             print(f"    {line}".rstrip())
         if len(lines) > limit:

@@ -27,7 +27,7 @@ PAGES = [page for page in PAGES if "_build" not in page.parts]
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _TARGET = re.compile(r"^([a-z]+):.*##", re.MULTILINE)
 #: Commands of sealrun in the text, in code spans and in code blocks.
-_CALL = re.compile(r"(?:^\$? ?|`|^ +|&& |' ?|=')(sealrun(?: [^`\n#>;|&']*)?)", re.MULTILINE)
+_CALL = re.compile(r"(?:^ *\$ |^ {4,}|`|RUN=')(sealrun(?: [^`\n#>;|&']*)?)", re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def calls() -> Iterator[Any]:
             yield pytest.param(call.strip(), id=f"{name(page)}: {call.strip()}")
 
 
-@pytest.mark.parametrize("call", calls())
+@pytest.mark.parametrize("call", list(calls()))
 def test_each_call_in_a_page_is_one_that_the_program_takes(generate: ModuleType, call: str) -> None:
     """The command exists, and so does each option that is shown before ``--``."""
     words = shlex.split(call.partition(" -- ")[0], comments=False)[1:]
