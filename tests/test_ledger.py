@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from _ledger import (
@@ -154,6 +154,7 @@ def test_resolve(ledger: Ledger) -> None:
 
 
 @given(any_text(100))
+@example("\ufffdDCFF")
 def test_text_survives(text: str) -> None:
     """Any text is read back exactly, from JSON that a strict reader takes."""
     fitted = fit(text)
