@@ -93,6 +93,8 @@ def command(
     if result_file is not None:
         _write(result_file, _result(finished, status))
     _tell(finished)
+    if finished.outcome == "failed":
+        _tell_why(experiment.log)
     return status
 
 
@@ -147,6 +149,19 @@ def _tell(finished: Finished) -> None:
     if finished.seconds is not None:
         parts.append(f"{finished.seconds:.1f} s")
     voice.say(" · ".join(parts))
+
+
+def _tell_why(log: Path) -> None:
+    from sealrun.diagnosis import TAIL, explain
+
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+            sentence = explain(file.read(TAIL))
+    except OSError:
+        return
+    if sentence:
+        console.current().say(f"hint: {sentence}")
 
 
 def _tell_refusal(finished: Finished, notable: list[Any]) -> None:
