@@ -460,8 +460,10 @@ def test_alerts_and_approvals(ledger: Ledger) -> None:
     assert [one.event.id for one in ledger.alerts(run=run)] == [during.id]
     assert [one.event.id for one in ledger.alerts(path="caf\udce9")] == [between.id]
     assert [one.event.id for one in ledger.alerts(phase="in-container", limit=1)] == [during.id]
-    for policy in ("1", "2"):
-        ledger.append(Approval(policy=policy, protected={"prepare.py": policy}))
+    ledger.append(Approval(policy="1", first=True))
+    ledger.append(Approval(policy="2", protected={"prepare.py": "2"}))
+    with pytest.raises(LedgerError, match="meanwhile"):
+        ledger.append(Approval(policy="3", first=True))
     approved = ledger.approved()
     assert approved is not None
     assert approved.event.protected == {"prepare.py": "2"}
@@ -479,7 +481,7 @@ def stories(draw: st.DrawFn) -> list[Any]:
         story += [draw(any_record(KINDS[kind], run=st.just(run))) for kind in kinds]
         others = ["alert", "approval", "note", "base-made", "environment-made", "pin"]
         between = draw(st.lists(st.sampled_from(others), max_size=2))
-        story += [draw(any_record(KINDS[kind])) for kind in between]
+        story += [draw(any_record(KINDS[kind], first=st.just(False))) for kind in between]
     return story
 
 

@@ -174,8 +174,8 @@ class Transaction:
             at: when it is recorded; now, when not given.
 
         Raises:
-            LedgerError: it does not fit its run (an unknown run, a second end), or the ledger is
-                damaged.
+            LedgerError: it does not fit what is on record (an unknown run, a second end, a second
+                first approval), or the ledger is damaged.
             StorageFault: it cannot be written; the whole transaction is lost.
         """
         if not self.open:
@@ -191,6 +191,11 @@ class Transaction:
     def _admit(self, event: Event) -> None:
         if event.run is not None and not is_ulid(event.run):
             raise LedgerError(f"{event.run!r} is no run id")
+        if isinstance(event, Approval) and event.first and self._ledger.approved() is not None:
+            # Two first runs at once must not both approve what their commits hold.
+            raise LedgerError(
+                "another run has approved the policy meanwhile", hint="Run the command again."
+            )
         if not isinstance(event, RunOpened | RunProgress | RunEnded):
             return
         row = self._connection.execute(
