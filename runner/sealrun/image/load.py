@@ -78,16 +78,15 @@ def load(
         return Loading("present", 0, found.id, wanted.manifest_digest)
     lower = foundations(image)
     there = next((n for n in range(len(lower), 0, -1) if engine.find(lower[n - 1])), 0)
-    sent, had = 0, len(lower[there - 1].layers) if there else 0
-    complete = not there
-    fallback: str | None = None
-    for part in (*lower[there:], wanted):
-        bytes_sent, why = _bring(engine, part, had)
-        sent += bytes_sent
-        had = len(part.layers)
-        fallback = fallback or why
-        complete = complete or why is not None
-    return _loading(engine, wanted, "full" if complete else "hybrid", sent, fallback)
+    had = len(lower[there - 1].layers) if there else 0
+    sent, why = 0, None
+    for part in lower[there:]:
+        _, more, failed = _bring(engine, part, had)
+        sent, why, had = sent + more, why or failed, len(part.layers)
+    loaded, more, failed = _bring(engine, wanted, had)
+    why = why or failed
+    way = "hybrid" if there and why is None else "full"
+    return Loading(way, sent + more, loaded.id, wanted.manifest_digest, why)
 
 
 def reload(
@@ -113,33 +112,22 @@ def reload(
     return load(image, client, reference, progress)
 
 
-def _bring(engine: EngineImages, part: Stack, had: int) -> tuple[int, str | None]:
+def _bring(engine: EngineImages, part: Stack, had: int) -> tuple[Found, int, str | None]:
     """Load one stack of which the engine has the lowest ``had`` layers.
 
     Returns:
-        Bytes sent, and why everything was sent although layers were there, if so.
+        The image, bytes sent, and why everything was sent although layers were there, if so.
     """
-    if not had:
-        sent = engine.send(part, part.layers)
-        engine.check(part)
-        return sent, None
-    sent = 0
-    try:
-        sent = engine.send(part, part.layers[had:])
-        engine.check(part)
-    except EngineError as error:
-        engine.untag(part.reference)
-        sent += engine.send(part, part.layers)
-        engine.check(part)
-        return sent, error.message
-    return sent, None
-
-
-def _loading(
-    engine: EngineImages, wanted: Stack, way: str, sent: int, fallback: str | None
-) -> Loading:
-    found = engine.check(wanted)
-    return Loading(way, sent, found.id, wanted.manifest_digest, fallback)
+    sent, why = 0, None
+    if had:
+        try:
+            sent = engine.send(part, part.layers[had:])
+            return engine.check(part), sent, None
+        except EngineError as error:
+            engine.untag(part.reference)
+            why = error.message
+    sent += engine.send(part, part.layers)
+    return engine.check(part), sent, why
 
 
 class EngineImages:
