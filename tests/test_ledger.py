@@ -481,7 +481,7 @@ def stories(draw: st.DrawFn) -> list[Any]:
         story += [draw(any_record(KINDS[kind], run=st.just(run))) for kind in kinds]
         others = ["alert", "approval", "note", "base-made", "environment-made", "pin"]
         between = draw(st.lists(st.sampled_from(others), max_size=2))
-        story += [draw(any_record(KINDS[kind], first=st.just(False))) for kind in between]
+        story += [draw(any_record(KINDS[kind], first=st.just(value=False))) for kind in between]
     return story
 
 
