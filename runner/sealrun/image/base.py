@@ -16,28 +16,34 @@ import fcntl
 import hashlib
 import os
 import platform as host
+import re
+import tomllib
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sealrun.errors import EnvironmentFault, SealRefused
-from sealrun.image import contents, recipe
+from sealrun.image import contents, dockerfile, normal, recipe, reference
 from sealrun.image.model import Base, Platform
 from sealrun.image.store import LayerStore, Records
+from sealrun.policy import PINS_FILE
 from sealrun.state import private
 
 if TYPE_CHECKING:
     from collections.abc import Generator
     from pathlib import Path
-    from typing import Any
 
+    from sealrun.image.model import Layer, Package
     from sealrun.progress import Progress
     from sealrun.state import Places
     from sealrun.tree import CommittedTree
 
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "arm64": "arm64", "amd64": "amd64"}
 _DOCKERFILE = "dockerfile:"
+_DIGEST = re.compile(r"(?:^|@)sha256:[0-9a-f]{64}$")
+#: Counts up when the layer changes that a foreign base gets on top.
+_TOP = 1
 
 
 class Kind(Enum):
@@ -90,22 +96,38 @@ def source(spec: str, tree: CommittedTree, platform: Platform) -> Source:
         SealRefused: the Dockerfile or the pins in the commit cannot be used.
     """
     if spec.startswith(_DOCKERFILE):
-        path = spec.removeprefix(_DOCKERFILE)
-        entry = tree.get(path.encode())
-        if entry is None:
-            raise SealRefused(
-                f"{path}: [image] base names this Dockerfile, but the commit does not hold it",
-                hint="Commit it, or name another base.",
-            )
-        # The whole tree is the build's context, so the whole tree is in the key.
-        return Source(
-            Kind.DOCKERFILE, path, f"dockerfile:{path}:{tree.algorithm}:{tree.tree}:{platform}"
-        )
+        path = spec.removeprefix(_DOCKERFILE).removeprefix("./")
+        taken_in = dockerfile.key(tree, path)
+        return Source(Kind.DOCKERFILE, path, f"dockerfile:{path}:{taken_in}:{platform}:{_TOP}")
     if spec in recipe.names() or not any(mark in spec for mark in ":/@"):
         chosen = recipe.load(spec)
         digest = hashlib.sha256(chosen.content).hexdigest()
         return Source(Kind.RECIPE, spec, f"recipe:{spec}:{digest}:{platform}:{recipe.LAYOUT}")
-    return Source(Kind.REFERENCE, spec, f"reference:{spec}:{platform}")
+    name = pins(tree).get(spec, spec)
+    return Source(Kind.REFERENCE, name, f"reference:{name}:{platform}:{_TOP}")
+
+
+def pins(tree: CommittedTree) -> dict[str, str]:
+    """Return what the commit's ``sealrun.lock`` pins tags to: its table ``[base]``.
+
+    Raises:
+        SealRefused: it is malformed, or a pin is not by digest.
+    """
+    entry = tree.get(PINS_FILE)
+    if entry is None:
+        return {}
+    try:
+        table: dict[str, object] = tomllib.loads(tree.read(entry).decode("utf-8")).get("base", {})
+        found = {tag: str(pin) for tag, pin in table.items()}
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, AttributeError) as error:
+        raise SealRefused(f"{PINS_FILE.decode()} is not readable: {error}") from error
+    for tag, pin in found.items():
+        if not _DIGEST.search(pin):
+            raise SealRefused(
+                f"{PINS_FILE.decode()} pins {tag} to {pin}, which is not a digest",
+                hint='A pin looks like "NAME@sha256:..." with 64 hexadecimal digits.',
+            )
+    return found
 
 
 def find_base(spec: str, tree: CommittedTree, places: Places, platform: Platform) -> Base | None:
@@ -127,7 +149,7 @@ def make_base(
     tree: CommittedTree,
     places: Places,
     platform: Platform,
-    engine: Any,
+    engine: Any,  # noqa: ANN401 - docker-py ships no types
     progress: Progress,
 ) -> Base:
     """Make the base for this policy and commit, or return the one that is there.
@@ -147,29 +169,67 @@ def make_base(
     with alone(places, wanted.key):
         if found := records.base(wanted.key):
             return found
-        base = _make(wanted, tree, records.layers, places, platform, engine, progress)
+        shop = _Workshop(places, records.layers, platform, engine, progress)
+        base = _make(wanted, tree, shop)
         records.put_base(wanted.key, base)
         return base
 
 
-def _make(
-    wanted: Source,
-    tree: CommittedTree,
-    layers: LayerStore,
-    places: Places,
-    platform: Platform,
-    engine: Any,
-    progress: Progress,
+@dataclass(frozen=True)
+class _Workshop:
+    """What making a base needs."""
+
+    places: Places
+    layers: LayerStore
+    platform: Platform
+    engine: Any
+    progress: Progress
+
+    @property
+    def scratch(self) -> Path:
+        return private(self.places.cache / "scratch")
+
+
+def _make(wanted: Source, tree: CommittedTree, shop: _Workshop) -> Base:
+    if wanted.kind is Kind.RECIPE:
+        layer, packages = recipe.make(
+            recipe.load(wanted.name), shop.platform, shop.layers, shop.scratch, shop.progress
+        )
+        return _described((layer,), wanted.origin, shop, packages)
+    if wanted.kind is Kind.REFERENCE:
+        taken = _take(wanted.name, shop)
+        return _described(taken.layers, f"{wanted.kind.value}:{taken.pin}", shop, None)
+    image, was_there = dockerfile.build(
+        tree, wanted.name, shop.platform, shop.engine, shop.scratch, shop.progress
+    )
+    try:
+        taken = _take(image, shop)
+    finally:
+        if not was_there:
+            dockerfile.remove(shop.engine, image)
+    return _described(taken.layers, wanted.origin, shop, None)
+
+
+def _take(name: str, shop: _Workshop) -> reference.Taken:
+    return reference.take(
+        name, shop.platform, shop.engine, shop.layers, shop.scratch, shop.progress
+    )
+
+
+def _described(
+    layers: tuple[Layer, ...], origin: str, shop: _Workshop, packages: tuple[Package, ...] | None
 ) -> Base:
-    scratch = private(places.cache / "scratch")
-    layer, packages = recipe.make(recipe.load(wanted.name), platform, layers, scratch, progress)
-    with contents.reading((layer,), wanted.origin) as found:
+    """Read what a base holds; one that is not from a recipe gets our directories on top."""
+    with contents.reading(layers, origin) as found:
         python = contents.find_python(found)
-        libc = contents.find_libc(found, platform.architecture)
+        libc = contents.find_libc(found, shop.platform.architecture)
+        if packages is None:
+            packages = contents.find_packages(found)
+            layers = (*layers, normal.write_layer(reference.mount_points(found), shop.layers))
     return Base(
-        origin=wanted.origin,
-        platform=platform,
-        layers=(layer,),
+        origin=origin,
+        platform=shop.platform,
+        layers=layers,
         python=python.version if python else None,
         python_path=python.path if python else None,
         libc=libc,

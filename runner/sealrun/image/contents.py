@@ -94,7 +94,7 @@ class Contents:
 
     def names(self, directory: str) -> list[str]:
         """Return the names in a directory, sorted; empty where there is none."""
-        resolved = self._resolve(directory)
+        resolved = self.resolve(directory)
         if resolved is None:
             return []
         prefix = resolved + "/" if resolved else ""
@@ -103,11 +103,11 @@ class Contents:
 
     def exists(self, path: str) -> bool:
         """Say whether a path leads to something."""
-        return self._resolve(path) is not None
+        return self.resolve(path) is not None
 
     def read(self, path: str) -> bytes | None:
         """Return a file's bytes, links followed inside the base; None where there is none."""
-        resolved = self._resolve(path)
+        resolved = self.resolve(path)
         found = self._files.get(resolved or "")
         if found is None or not (found[1].isreg() or found[1].islnk()):
             return None
@@ -120,7 +120,8 @@ class Contents:
         except (tarfile.TarError, KeyError, RecursionError) as error:
             raise EnvironmentFault(f"{path} in {self._where} cannot be read: {error}") from error
 
-    def _resolve(self, path: str) -> str | None:
+    def resolve(self, path: str) -> str | None:
+        """Return where a path leads inside the base, links followed; None: nowhere."""
         left = [part for part in reversed(path.split("/")) if part]
         here: list[str] = []
         links = 0
@@ -184,7 +185,7 @@ def find_python(contents: Contents) -> Interpreter | None:
     """
     for directory in _PYTHONS:
         path = f"{directory}/python3"
-        resolved = contents._resolve(path)  # noqa: SLF001 - one module, one subject
+        resolved = contents.resolve(path)
         if resolved is None:
             continue
         match = re.search(r"python3\.\d+$", resolved)

@@ -24,7 +24,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from sealrun.errors import EnvironmentFault, SealRefused
-from sealrun.image import install, local, lock, normal, tool
+from sealrun.image import index, install, local, lock, normal, tool
 from sealrun.image.base import alone
 from sealrun.image.model import ENVIRONMENT, Environment, Package
 from sealrun.image.store import LayerStore, Records, write_atomically
@@ -424,7 +424,7 @@ def _ask_uv(chosen: Plan, committed: Path, scratch: Path, task: Task) -> str:
         ]
     try:
         tool.run_tool(
-            [install.uv_command(), "--quiet", *asked, "--no-header"],
+            [install.uv_command(), "--quiet", *asked, "--no-header", *index.options()],
             task=task,
             what=f"resolving {source}",
             env=install.uv_environment(scratch / "uv"),

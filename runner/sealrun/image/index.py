@@ -28,7 +28,7 @@ _PASSED = ("SSL_CERT_FILE", "SSL_CERT_DIR", "NETRC", "XDG_CONFIG_HOME", "REQUEST
 _UV = (
     *("UV_DEFAULT_INDEX", "UV_INDEX", "UV_INDEX_URL", "UV_EXTRA_INDEX_URL", "UV_FIND_LINKS"),
     *("UV_INDEX_STRATEGY", "UV_INSECURE_HOST", "UV_KEYRING_PROVIDER", "UV_HTTP_TIMEOUT"),
-    *("UV_NATIVE_TLS", "UV_SYSTEM_CERTS", "UV_CONCURRENT_DOWNLOADS", "UV_OFFLINE", "UV_NO_INDEX"),
+    *("UV_NATIVE_TLS", "UV_SYSTEM_CERTS", "UV_CONCURRENT_DOWNLOADS", "UV_OFFLINE"),
 )
 _SECTIONS = ("global", "install")
 _PIP = "PIP_"
@@ -102,8 +102,6 @@ def translate(settings: Mapping[str, str], environ: Mapping[str, str]) -> dict[s
         chosen["SSL_CERT_FILE"] = certificates
     if hosts := settings.get("trusted-host"):
         chosen["UV_INSECURE_HOST"] = " ".join(hosts.split())
-    if settings.get("no-index", "").lower() in ("1", "true", "yes", "on"):
-        chosen["UV_NO_INDEX"] = "1"
     if environ.get("UV_INDEX_URL"):
         chosen.pop("UV_DEFAULT_INDEX", None)
     if environ.get("UV_EXTRA_INDEX_URL"):
@@ -120,3 +118,9 @@ def uv_environment() -> dict[str, str]:
         if name in _PASSED or name in _UV or name.startswith("UV_INDEX_")
     }
     return passed | translate(pip_settings(environ), environ)
+
+
+def options() -> list[str]:
+    """Return the options for what uv knows no variable for: pip's ``no-index``."""
+    wanted = pip_settings(os.environ).get("no-index", "").lower()
+    return ["--no-index"] if wanted in ("1", "true", "yes", "on") else []

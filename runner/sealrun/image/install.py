@@ -132,6 +132,7 @@ def install(
         *("--python-platform", target.uv_platform, "--no-deps", "--require-hashes"),
         *("--only-binary", ":all:", "--no-compile-bytecode", "--link-mode", "hardlink"),
         *("-r", str(listed)),
+        *index.options(),
     ]
     try:
         tool.run_tool(base, task=task, what="installing packages", env=env, hint=_FIX)
@@ -163,7 +164,7 @@ def requirement(wheel: Wheel, committed: Path, env: Mapping[str, str]) -> str:
         folder = Path(unquote(urlsplit(link).path) if link.startswith("file:") else link)
         if link and folder.is_absolute() and (folder / wheel.filename).is_file():
             return f"{wheel.name} @ {(folder / wheel.filename).as_uri()} {pinned}"
-    mirrored = any(env.get(name) for name in ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_NO_INDEX"))
+    mirrored = any(env.get(name) for name in ("UV_DEFAULT_INDEX", "UV_INDEX_URL"))
     if mirrored and urlsplit(wheel.url or "").hostname == _PYPI:
         return f"{wheel.name}=={wheel.version} {pinned}"
     return f"{wheel.name} @ {wheel.url} {pinned}"
@@ -198,6 +199,7 @@ def uv_binary(program: UvProgram, target: Target, scratch: Path, task: Task) -> 
         *("--prefix", str(prefix), "--python-version", target.python),
         *("--python-platform", target.uv_platform, "--no-deps", "--require-hashes"),
         *("--only-binary", ":all:", "--no-compile-bytecode", "-r", str(listed)),
+        *index.options(),
     ]
     env = uv_environment(scratch / "uv")
     tool.run_tool(command, task=task, what=f"fetching uv {program.version}", env=env, hint=_FIX)

@@ -41,10 +41,12 @@ if TYPE_CHECKING:
 
 #: Counts up when the same recipe is made into other bytes.
 LAYOUT = 1
+#: Directories of ours in a container: empty in every base.
+OURS = tuple(path.encode().strip(b"/") for path in (WORKDIR, ENVIRONMENT, "/out", "/.sealrun"))
 #: Directories that a container needs to be there, because its root is read-only.
 MOUNT_POINTS = (
-    *(path.encode().strip(b"/") for path in (WORKDIR, ENVIRONMENT)),
-    *(b"out", b"home/run", b".sealrun", b"proc", b"sys", b"dev", b"run", b"root", b"mnt"),
+    *OURS,
+    *(b"home/run", b"proc", b"sys", b"dev", b"run", b"root", b"mnt"),
 )
 SCRATCH = (b"tmp", b"var/tmp")
 
@@ -308,9 +310,14 @@ def keep(path: bytes) -> bool:
 
 def additions() -> dict[bytes, normal.Member]:
     """Return what every recipe's base holds beside Debian's files."""
+    accounts = [normal.file(b"etc/passwd", PASSWD), normal.file(b"etc/group", GROUP)]
+    return mount_points() | {member.path: member for member in accounts}
+
+
+def mount_points() -> dict[bytes, normal.Member]:
+    """Return the directories that our containers need to be there."""
     members = [normal.directory(path) for path in MOUNT_POINTS]
     members += [normal.directory(path, 0o1777) for path in SCRATCH]
-    members += [normal.file(b"etc/passwd", PASSWD), normal.file(b"etc/group", GROUP)]
     return {member.path: member for member in members}
 
 
