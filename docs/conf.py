@@ -22,7 +22,9 @@ extensions = ["myst_parser"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"sealrun {release}"
+myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
+smartquotes = False  # "--" is an option here
 nitpicky = True
 
 
