@@ -107,15 +107,22 @@ def test_podman_calls_the_image_the_same(tmp_path: Path) -> None:
     with archive.open("wb") as file:
         for piece in Archive(stack(image), image.layers):
             file.write(piece)
-    podman = ["podman", "--root", str(tmp_path / "podman"), "--runroot", str(tmp_path / "run")]
-    subprocess.run([*podman, "load", "--input", str(archive)], check=True, capture_output=True)
-    listed = subprocess.run(
-        [*podman, "images", "--no-trunc", "--quiet"], check=True, capture_output=True, text=True
-    )
-    try:
-        assert listed.stdout.split() == [image.image_id]
-    finally:
-        subprocess.run([*podman, "rmi", "--all", "--force"], check=False, capture_output=True)
-        subprocess.run(
-            ["umount", str(tmp_path / "podman/overlay")], check=False, capture_output=True
+    # podman takes no run root of more than 50 characters.
+    with tempfile.TemporaryDirectory(prefix="sealrun-") as directory:
+        podman = ["podman", "--root", f"{directory}/store", "--runroot", f"{directory}/run"]
+        loaded = subprocess.run(
+            [*podman, "load", "--input", str(archive)], check=False, capture_output=True, text=True
         )
+        assert loaded.returncode == 0, loaded.stderr
+        try:
+            listed = subprocess.run(
+                [*podman, "images", "--no-trunc", "--quiet"],
+                check=True,
+                capture_output=True,
+                text=True,
+            )
+            assert listed.stdout.split() == [image.image_id]
+        finally:
+            subprocess.run([*podman, "rmi", "--all", "--force"], check=False, capture_output=True)
+            mounted = f"{directory}/store/overlay"
+            subprocess.run(["umount", mounted], check=False, capture_output=True)
