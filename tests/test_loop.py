@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -41,7 +42,7 @@ p = pathlib.Path("train.py")
 p.write_text(re.sub(r"SCALAR_LR = .*", "SCALAR_LR = 0.371", p.read_text()))'; }}
 case $((n % 3)) in
   1) strike ;;
-  2) (for i in $(seq 600); do grep -q sha256 run.log && break; sleep 0.05; done; strike) & ;;
+  2) (for i in $(seq 600); do grep -q ^sha256 run.log && break; sleep 0.05; done; strike) & ;;
 esac
 "{sealrun}" run -- python3 train.py
 status=$?
@@ -96,12 +97,12 @@ def test_twenty_iterations_under_mutations(repo: Repo, tmp_path: Path) -> None:
             ["git", "show", f"{commit}:train.py"], cwd=repo.path, capture_output=True, check=True
         ).stdout
         assert b"0.371" not in blob
-        if "sha256" in text:
-            ran += 1
-            assert hashlib.sha256(blob).hexdigest() in text
+        if "[sealrun] refused" in text:
+            # Every line is ours, the diff's included: nothing for the loop to take for a metric.
+            assert not re.search("^val_bpb:", text, re.MULTILINE)
         else:
-            assert "refused" in text
-            assert "val_bpb:" not in text
+            ran += 1
+            assert f"sha256 {hashlib.sha256(blob).hexdigest()}\n" in text
     verdicts = [run["verdict"]["kind"] for run in runs]
     assert verdicts.count("refused") == 7
     assert verdicts.count("flagged") == 7
