@@ -1,0 +1,157 @@
+"""This machine: disk, privileges, programs, GPUs.
+
+Rules that this module keeps:
+
+- Thresholds stand at the top with what they are for.
+- Looking at GPUs needs no driver library; where one is installed it is asked for names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import platform
+import re
+import shutil
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sealrun.doctor.model import Check, Grade
+from sealrun.facts import devices
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sealrun.engine import Engine
+    from sealrun.state import Places
+
+_GB = 10**9
+#: A small base and its layers; below this nothing can be sealed.
+_DISK_NEEDED = 1 * _GB
+#: A torch environment with CUDA, twice: as a layer, and unpacked by the engine.
+_DISK_WANTED = 20 * _GB
+#: capabilities(7)
+_CAP_SYS_ADMIN = 21
+_OLDEST_UV = (0, 8)
+
+
+def disks(places: Places, engine: Engine | None) -> Iterable[Check]:
+    """Yield the free space under each of our directories, and under the engine's if it is here."""
+    wanted = {"state": places.state, "data": places.data, "cache": places.cache}
+    if engine is not None and engine.root and Path(engine.root).is_dir():
+        wanted["engine"] = Path(engine.root)
+    for name, directory in wanted.items():
+        there = next(p for p in (directory, *directory.parents) if p.exists())
+        free = shutil.disk_usage(there).free
+        yield judge_disk(name, directory, free)
+
+
+def judge_disk(name: str, directory: Path, free: int) -> Check:
+    """Grade free space.
+
+    Args:
+        name: of the directory, for the row.
+        directory: whose file system it is.
+        free: bytes that we may still write.
+    """
+    detail = f"{free / _GB:.1f} GB free at {directory}"
+    needed = _DISK_NEEDED if name != "state" else _DISK_NEEDED // 10
+    if free < needed:
+        return Check(f"disk: {name}", Grade.FAIL, detail, f"Free at least {needed / _GB:g} GB.")
+    if name in {"data", "engine"} and free < _DISK_WANTED:
+        fix = f"An environment with torch and CUDA needs up to {_DISK_WANTED / _GB:g} GB here."
+        return Check(f"disk: {name}", Grade.WARN, detail, fix)
+    return Check(f"disk: {name}", Grade.OK, detail)
+
+
+def privileges() -> Iterable[Check]:
+    """Yield what we may do, and what that would be good for."""
+    try:
+        status = Path("/proc/self/status").read_text("ascii", "replace")
+    except OSError:
+        status = ""
+    who = "root" if os.geteuid() == 0 else f"uid {os.geteuid()}"
+    if has_capability(status, _CAP_SYS_ADMIN):
+        detail = f"{who} with CAP_SYS_ADMIN: enough to name writers, which this version does not do"
+    else:
+        detail = f"{who} without CAP_SYS_ADMIN: nothing in this version needs it"
+    yield Check("privileges", Grade.OK, detail)
+
+
+def has_capability(status: str, number: int) -> bool:
+    """Return whether a capability is effective, from the text of ``/proc/PID/status``."""
+    found = re.search(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE)
+    return found is not None and bool(int(found[1], 16) >> number & 1)
+
+
+def programs() -> Iterable[Check]:
+    """Yield the programs that sealing needs beside the engine."""
+    yield Check("python", Grade.OK, f"{platform.python_version()}, {platform.machine()}")
+    version = metadata.version("uv")
+    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    if numbers < _OLDEST_UV:
+        yield Check("uv", Grade.FAIL, version, "Install sealrun again: it needs uv 0.8 or later.")
+    else:
+        yield Check("uv", Grade.OK, version)
+    path = shutil.which("mmdebstrap")
+    if path:
+        yield Check("mmdebstrap", Grade.OK, path)
+    else:
+        yield Check(
+            "mmdebstrap",
+            Grade.WARN,
+            "not installed: the shipped bases cannot be made here",
+            "apt-get install mmdebstrap (as root), or name a base by digest: [image] base.",
+        )
+
+
+def gpus(engine: Engine | None) -> Iterable[Check]:
+    """Yield the GPUs and whether containers can have them."""
+    seen = devices()
+    if Path("/dev/kfd").exists():
+        yield Check("gpu", Grade.WARN, "AMD (/dev/kfd): this version passes no AMD devices on")
+        return
+    if not seen:
+        yield Check("gpu", Grade.OK, "none visible; runs use the CPU")
+        return
+    named = ", ".join(_names()) or "no driver library to name them"
+    detail = f"NVIDIA {', '.join(seen)} ({named})"
+    if _toolkit(engine):
+        yield Check("gpu", Grade.OK, f"{detail}; container toolkit present")
+    else:
+        yield Check(
+            "gpu",
+            Grade.FAIL,
+            f"{detail}; no container toolkit: containers cannot have them",
+            "Install nvidia-container-toolkit, then: nvidia-ctk runtime configure"
+            " --runtime=docker && systemctl restart docker",
+        )
+
+
+def _names() -> list[str]:
+    names: list[str] = []
+    # The driver library is absent, or older than its binding, on many machines.
+    with contextlib.suppress(Exception):
+        nvml: Any = importlib.import_module("pynvml")
+        nvml.nvmlInit()
+        try:
+            for number in range(nvml.nvmlDeviceGetCount()):
+                name = nvml.nvmlDeviceGetName(nvml.nvmlDeviceGetHandleByIndex(number))
+                names.append(str(name))
+        finally:
+            nvml.nvmlShutdown()
+    return names
+
+
+def _toolkit(engine: Engine | None) -> bool:
+    if any(shutil.which(p) for p in ("nvidia-ctk", "nvidia-container-runtime-hook")):
+        return True
+    if engine is None:
+        return False
+    try:
+        known: dict[str, object] = engine.client.info().get("Runtimes") or {}
+    except Exception:  # noqa: BLE001 - docker-py's and requests' errors; the engine row has them
+        return False
+    return "nvidia" in known
