@@ -227,8 +227,8 @@ class Experiment:
 
     def _open_record(self) -> None:
         with self.clock.step("record"):
-            approved, candidate = record.approvals(self.ledger, self.tree, self.policy)
             with self.ledger.transaction() as tx:
+                approved, candidate = record.approvals(self.ledger, self.tree, self.policy)
                 tx.append(
                     record.opened(
                         self.id,

@@ -64,21 +64,23 @@ def writable_ledger(repository: Repository, places: Places, repository_id: str) 
 
 def record_dead(ledger: Ledger, places: Places, repository_id: str) -> tuple[str, ...]:
     """Record every open run whose controller died as interrupted; return their ids."""
-    dead = [
-        record.run
-        for record in ledger.open_runs()
-        if not is_alive(places, repository_id, record.run)
-    ]
-    if dead:
-        with ledger.transaction() as tx:
-            for run in dead:
-                tx.append(
-                    RunEnded(
-                        run=run,
-                        outcome="interrupted",
-                        fault="its controller died before the run ended",
-                    )
+    if not ledger.open_runs():
+        return ()
+    with ledger.transaction() as tx:
+        # Read inside the transaction: of two starts at once only one may record a death.
+        dead = [
+            record.run
+            for record in ledger.open_runs()
+            if not is_alive(places, repository_id, record.run)
+        ]
+        for run in dead:
+            tx.append(
+                RunEnded(
+                    run=run,
+                    outcome="interrupted",
+                    fault="its controller died before the run ended",
                 )
+            )
     return tuple(dead)
 
 
