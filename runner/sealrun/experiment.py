@@ -188,6 +188,7 @@ class Experiment:
         self.listener = listener
         self.clock = Stopwatch()
         self.course = Course()
+        self.removal: threading.Thread | None = None
         self.id = new_ulid()
         self.directory = places.run(repository_id, self.id)
         self.log = self.directory / "log"
@@ -215,6 +216,9 @@ class Experiment:
             except BaseException as error:
                 self._close_without_verdict(error)
                 raise
+            finally:
+                if self.removal is not None:
+                    self.removal.join()
 
     # -- 1: resolve the commit, open the record, pin, compare what judges it with the approved ---
 
@@ -356,8 +360,15 @@ class Experiment:
         try:
             self._inside(container, engine, sealed)
         finally:
-            with self.clock.step("remove"):
-                container.remove()
+            # Beside verify 3: nothing is read from the container any more.
+            self.removal = threading.Thread(target=self._remove, args=(container,))
+            self.removal.start()
+
+    def _remove(self, container: Container) -> None:
+        try:
+            container.remove()
+        except EngineError as error:
+            self.listener.say(f"{error.message}; the next run clears the container")
 
     def _request(self, image: SealedImage, loading: Loading) -> Request:
         self.out.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -12,7 +12,6 @@ Rules that this module keeps:
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import hashlib
 import re
@@ -363,6 +362,8 @@ def _line_of(text: str, dotted: str) -> int | None:
 
 
 def _invalid(error: ValidationError, text: str, source: str) -> PolicyError:
+    import difflib
+
     lines: list[str] = []
     hint = "sealrun policy check FILE validates a policy before it is committed."
     for problem in error.errors():

@@ -13,7 +13,6 @@ Rules that this module keeps:
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 import stat
@@ -320,6 +319,8 @@ def unified_diff(
 
 def diff_lines(before: bytes, after: bytes, path: bytes, *, lines: int = 40) -> tuple[str, ...]:
     """Return a short unified diff of two contents; see ``unified_diff``."""
+    import difflib
+
     name = path.decode("utf-8", "backslashreplace")
     if b"\0" in before[:8192] or b"\0" in after[:8192]:
         return (f"{name}: binary, {len(before)} bytes in the commit, {len(after)} on disk",)

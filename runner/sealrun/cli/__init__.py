@@ -86,6 +86,8 @@ app.command("doctor")(doctor.command)
 
 def main() -> NoReturn:
     """Run the command line and exit with its status."""
+    # Pydantic loads plugins of whatever is installed beside us; nothing foreign runs in the judge.
+    os.environ["PYDANTIC_DISABLE_PLUGINS"] = "__all__"
     # A terminated controller must still judge, record and clear up: SIGTERM is an exception.
     signal.signal(signal.SIGTERM, _terminated)
     signal.signal(signal.SIGHUP, _terminated)

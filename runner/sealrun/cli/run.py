@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -61,6 +63,8 @@ def command(
 
     Example:  sealrun run -m "wider MLP" -- uv run train.py > run.log 2>&1
     """
+    # The engine's client takes the longest to import and is needed last.
+    threading.Thread(target=importlib.import_module, args=("docker",), daemon=True).start()
     from sealrun.experiment import Asked, Experiment, exit_status
     from sealrun.git import Repository
     from sealrun.state import Places, repository_id
