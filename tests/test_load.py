@@ -230,7 +230,7 @@ def test_an_engine_that_only_claims_the_base_gets_everything(
     assert loading.way == "full"
     assert loading.fallback
     assert loading.sent > sum(layer.size for layer in image.layers)
-    assert client.inspect_image(image.image_id)["Id"] == loading.engine_image
+    assert client.inspect_image(stack(image).reference)["Id"] == loading.engine_image
 
 
 @pytest.mark.engine
@@ -272,18 +272,27 @@ def test_a_file_changed_in_the_engines_layers_is_repaired_by_reloading(
     client: APIClient, images: Callable[..., SealedImage]
 ) -> None:
     """The id says nothing about such a change; after a reload the bytes are right again."""
-    image = images(b"SCALAR_LR = 0.5")
+    mark = os.urandom(16).hex().encode()
+    image = images(b"SCALAR_LR = 0.5 " + mark)
     loading = load(image, client)
-    data = client.inspect_image(loading.engine_image)["GraphDriver"]["Data"]
-    with (Path(data["UpperDir"]) / "workspace/train.py").open("r+b") as file:
-        file.write(b"SCALAR_LR = 0.3")
+    root = Path(client.info()["DockerRootDir"])
+    files = [f for place in _UNPACKED for f in root.glob(f"{place}/workspace/train.py")]
+    (unpacked,) = [file for file in files if mark in file.read_bytes()]
+    unpacked.write_bytes(b"SCALAR_LR = 0.3 " + mark)
     path = b"workspace/train.py"
     assert load(image, client).way == "present"
-    assert _in_engine(client, loading.engine_image)[path][1] == b"SCALAR_LR = 0.3"
+    assert _in_engine(client, loading.engine_image)[path][1] == b"SCALAR_LR = 0.3 " + mark
     again = reload(image, client)
     assert again.way == "full"
     assert again.engine_image == loading.engine_image
-    assert _in_engine(client, again.engine_image)[path][1] == b"SCALAR_LR = 0.5"
+    assert _in_engine(client, again.engine_image)[path][1] == b"SCALAR_LR = 0.5 " + mark
+
+
+#: Where a classic store and a containerd store keep unpacked layers, below the engine's root.
+_UNPACKED = (
+    "overlay2/*/diff",
+    "containerd/daemon/io.containerd.snapshotter.v1.overlayfs/snapshots/*/fs",
+)
 
 
 @pytest.mark.engine
