@@ -18,6 +18,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -47,6 +48,8 @@ _LINES_SHOWN = 12
 _LOG_LIMIT = 10 << 20
 #: Field 22 of /proc/PID/stat, counted after the command's closing parenthesis (proc(5)).
 _START_TIME = 19
+#: Since this major version an engine's id stands in its own data directory.
+_OWN_ID = 23
 
 
 @dataclass(frozen=True)
@@ -158,12 +161,12 @@ def process_of(ours: Private) -> int | None:
     return pid
 
 
-def command(ours: Private, bridge: Bridge, storage: str | None) -> list[str]:
+def command(ours: Private, bridge: str, storage: str | None) -> list[str]:
     """Return the engine's command line.
 
     Args:
         ours: its places.
-        bridge: the network device made for it.
+        bridge: name of the network device made for it.
         storage: the storage driver, or None for its own choice.
     """
     # Without these dockerd would share containers with another engine on a system's containerd.
@@ -179,7 +182,7 @@ def command(ours: Private, bridge: Bridge, storage: str | None) -> list[str]:
         f"--pidfile={ours.runtime / 'docker.pid'}",
         f"--host=unix://{ours.socket}",
         "--group=root",
-        f"--bridge={bridge.name}",
+        f"--bridge={bridge}",
         "--iptables=false",
         "--ip6tables=false",
         "--ip-masq=false",
@@ -187,6 +190,19 @@ def command(ours: Private, bridge: Bridge, storage: str | None) -> list[str]:
         *namespaces,
         *([f"--storage-driver={storage}"] if storage else []),
     ]
+
+
+def configuration(ours: Private, version: int) -> str:
+    """Return the text of the engine's configuration file.
+
+    Args:
+        ours: its places.
+        version: major version of the installed dockerd.
+    """
+    # Older ones derive their id from a key below /etc/docker: two engines would have one id.
+    # There is no flag for it, and newer ones refuse the unknown key.
+    own = {"deprecated-key-path": str(ours.home / "key.json")} if version < _OWN_ID else {}
+    return json.dumps(own) + "\n"
 
 
 def storage_for(file_system: str | None, *, fuse: bool) -> str | None:
@@ -205,8 +221,8 @@ def storage_for(file_system: str | None, *, fuse: bool) -> str | None:
 def _start(ours: Private, task: Task) -> None:
     ours.data.mkdir(mode=0o711, exist_ok=True)
     ours.runtime.mkdir(mode=0o700, exist_ok=True)
-    # An empty configuration of our own: the system's may name another data directory.
-    (ours.home / "daemon.json").write_text("{}\n", "ascii")
+    # A configuration of our own: the system's may name another data directory.
+    (ours.home / "daemon.json").write_text(configuration(ours, _version()), "utf-8")
     if ours.log.exists() and ours.log.stat().st_size > _LOG_LIMIT:
         ours.log.replace(ours.log.with_suffix(".log.1"))
     mount = mount_of(os.fsencode(ours.data), read_mounts())
@@ -216,7 +232,7 @@ def _start(ours: Private, task: Task) -> None:
         task.describe(f"storage driver {storage}: {ours.data} is on an overlay file system")
     bridge = make_bridge(ours.name)
     try:
-        process = _spawn(ours, command(ours, bridge, storage))
+        process = _spawn(ours, command(ours, bridge.name, storage))
         document = {
             "pid": process.pid,
             "started": _start_time(process.pid),
@@ -233,6 +249,19 @@ def _start(ours: Private, task: Task) -> None:
             _gone(ours, _STOP)
         _clear(ours)
         raise
+
+
+def _version() -> int:
+    """Return the major version of the installed dockerd; 0 where it does not tell."""
+    program = find_program("dockerd") or "dockerd"
+    try:
+        said = subprocess.run(
+            [program, "--version"], capture_output=True, text=True, check=False, timeout=_START
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise EngineUnavailable(f"{program} cannot be run: {error}") from error
+    found = re.search(r"version (\d+)\.", said)
+    return int(found[1]) if found else 0
 
 
 def _spawn(ours: Private, arguments: list[str]) -> subprocess.Popen[bytes]:
@@ -323,9 +352,11 @@ def _clear(ours: Private) -> None:
     for pid in _helpers(ours):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    below = tuple(os.fsencode(p) + b"/" for p in (ours.runtime, ours.data))
+    roots = tuple(os.fsencode(p) for p in (ours.runtime, ours.data))
+    below = tuple(root + b"/" for root in roots)
     for mount in sorted(read_mounts(), key=lambda m: m.point, reverse=True):
-        if mount.point.startswith(below):
+        # dockerd mounts its data directory onto itself, to decide about propagation.
+        if mount.point in roots or mount.point.startswith(below):
             subprocess.run(["umount", "-l", os.fsdecode(mount.point)], check=False)
     recorded = _read_record(ours).get("bridge")
     remove_bridge(ours.name, Bridge(**recorded) if isinstance(recorded, dict) else None)
