@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import os
-import platform
 import signal
 import socket
 import subprocess
@@ -31,7 +30,6 @@ from sealrun.engine.private import Private, down, process_of, remedy, storage_fo
 from sealrun.errors import EngineUnavailable, UsageError
 from sealrun.guard.filesystem import boot_id
 from sealrun.progress import Silent
-from sealrun.sandbox.init import place_init
 from sealrun.state import Places
 
 if TYPE_CHECKING:
@@ -448,14 +446,19 @@ def test_private_engine_beside_another(stopped: Places) -> None:
     assert _default_networks(theirs.client) == networks
 
 
-def _run_for_ever(client: Any, places: Places) -> None:  # noqa: ANN401 - docker-py ships no types
-    """Start a container of one static program, our init, which waits for its standard input."""
-    program = place_init(places.data, platform.machine()).path
+def _run_for_ever(client: Any) -> None:  # noqa: ANN401 - docker-py ships no types
+    """Start a container that sleeps: an empty image, with this machine's programs mounted."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as archive:
-        archive.add(program, "init")
-    client.import_image_from_data(packed.getvalue(), repository="waits")
-    body = {"Image": "waits", "Cmd": ["/init", "true"], "OpenStdin": True, "NetworkDisabled": True}
+        archive.addfile(tarfile.TarInfo("empty"))
+    client.import_image_from_data(packed.getvalue(), repository="empty")
+    mounted = [f"{path}:{path}:ro" for path in ("/usr", "/bin", "/lib", "/lib64")]
+    body = {
+        "Image": "empty",
+        "Cmd": ["/usr/bin/sleep", "600"],
+        "NetworkDisabled": True,
+        "HostConfig": {"Binds": [pair for pair in mounted if Path(pair.split(":")[0]).exists()]},
+    }
     client.start(client.create_container_from_config(body, None)["Id"])
 
 
@@ -473,7 +476,7 @@ def test_killed_private_engine_is_cleared_and_started_again(stopped: Places) -> 
     """After SIGKILL the next start clears what the engine left, a running container's shim too."""
     ours = up(stopped, Silent())
     client = connect(stopped, environment(DOCKER_HOST=f"unix://{ours.socket}")).client
-    _run_for_ever(client, stopped)
+    _run_for_ever(client)
     pid = process_of(ours)
     assert pid is not None
     assert _shims(ours)
