@@ -10,6 +10,7 @@ medians and their ratios are shown.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import subprocess
@@ -19,7 +20,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sealrun.engine import connect
 from sealrun.experiment import Asked, Experiment
 from sealrun.git import Repository
 from sealrun.progress import Silent
@@ -47,7 +47,7 @@ def hardened(image: str, out: Path) -> list[str]:
         *("--rm", "--network", "none", "--cap-drop", "ALL", "--user", "10001:10001"),
         *("--security-opt", "no-new-privileges:true"),
         *("--security-opt", f"seccomp={shipped('images', 'seccomp', 'sealrun.json')}"),
-        *("--pids-limit", "4096", "--ulimit", "core=0", "--ulimit", "nofile=65536"),
+        *("--pids-limit", "4096", "--ulimit", "core=0"),
         *("--shm-size", "1g", "--ipc", "private", "--log-driver", "none"),
         *("-v", f"{out}:/out"),
     ]
@@ -99,9 +99,10 @@ def main() -> None:
         subprocess.run([*git, "commit", "-q", "-m", "bench"], check=True)
         places = Places.of_user()
         environment = dict(os.environ)
-        subprocess.run([SEALRUN, "warm"], cwd=work, env=environment, check=True)
-        image = connect(places).client.images(filters={"reference": "sealrun-tree"})
-        name = image[0]["Id"] if image else ""
+        warm = subprocess.run(
+            [SEALRUN, "warm", "--json"], cwd=work, env=environment, check=True, capture_output=True
+        )
+        name = json.loads(warm.stdout)["engine_image"]
         repository = Repository.find(work)
         contenders = {
             "docker run": command(hardened(name, work), work, environment),

@@ -13,6 +13,7 @@ Rules that this module keeps:
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import threading
@@ -446,6 +447,8 @@ class Experiment:
     def _run(self, container: Container) -> None:
         course, policy = self.course, self.policy.policy
         over, interrupted = threading.Event(), threading.Event()
+        # Whoever called us may have put collections off to start faster; a run can last for days.
+        gc.enable()
         with self.clock.step("experiment"), interruption(interrupted):
             container.open_gate()
             course.gate = time.monotonic()

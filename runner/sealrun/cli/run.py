@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -63,6 +64,8 @@ def command(
 
     Example:  sealrun run -m "wider MLP" -- uv run train.py > run.log 2>&1
     """
+    # Loading modules makes thousands of objects and no garbage; the experiment turns it on again.
+    gc.disable()
     # The engine's client takes the longest to import and is needed last.
     threading.Thread(target=importlib.import_module, args=("docker",), daemon=True).start()
     from sealrun.experiment import Asked, Experiment, exit_status

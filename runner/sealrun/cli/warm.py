@@ -56,6 +56,7 @@ def command(
             {
                 "commit": tree.commit,
                 "image_id": sealed.image.image_id,
+                "engine_image": loading.engine_image,
                 "base": base.origin,
                 "python": base.python,
                 "environment": environment.source,

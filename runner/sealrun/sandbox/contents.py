@@ -224,46 +224,48 @@ def listing_digest(root: Path, mounts: Iterable[str]) -> str:
         OSError: the container's root cannot be listed.
     """
     skipped = _skipped(mounts)
-    digest = hashlib.sha256()
+    names = frozenset(map(os.fsdecode, skipped)), frozenset(map(os.fsdecode, _ancestors(skipped)))
+    lines: list[str] = []
     handle = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        _list(handle, b"", skipped, _ancestors(skipped), digest)
+        _list(handle, "", *names, lines)
     finally:
         os.close(handle)
-    return digest.hexdigest()
+    return hashlib.sha256(os.fsencode("\n".join(lines))).hexdigest()
 
 
 def _list(
-    handle: int,
-    below: bytes,
-    skipped: frozenset[bytes],
-    ancestors: frozenset[bytes],
-    digest: hashlib._Hash,  # pyright: ignore[reportPrivateUsage] - hashlib names no public type
+    handle: int, below: str, skipped: frozenset[str], ancestors: frozenset[str], lines: list[str]
 ) -> None:
-    with os.scandir(handle) as entries:
-        names = sorted(os.fsencode(entry.name) for entry in entries)
-    for name in names:
-        path = below + name
+    with os.scandir(handle) as listing:
+        entries = sorted(listing, key=_name)
+    for entry in entries:
+        path = below + entry.name
         if path in skipped:
             continue
-        status = os.stat(name, dir_fd=handle, follow_symlinks=False)
+        status = entry.stat(follow_symlinks=False)
         if stat.S_ISDIR(status.st_mode):
             # An engine that adds a mount point makes the parent directory anew: only its name
             # and mode are the image's.
             if path not in ancestors:
-                digest.update(b"%s\0d%o\n" % (path, status.st_mode))
+                lines.append(f"{path}\0d{status.st_mode:o}")
             child = os.open(
-                name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=handle
+                entry.name,
+                os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC,
+                dir_fd=handle,
             )
             try:
-                _list(child, path + b"/", skipped, ancestors, digest)
+                _list(child, f"{path}/", skipped, ancestors, lines)
             finally:
                 os.close(child)
         else:
-            digest.update(
-                b"%s\0%o %d %d %d\n"
-                % (path, status.st_mode, status.st_ino, status.st_size, status.st_ctime_ns)
+            lines.append(
+                f"{path}\0{status.st_mode:o} {status.st_ino} {status.st_size} {status.st_ctime_ns}"
             )
+
+
+def _name(entry: os.DirEntry[str]) -> str:
+    return entry.name
 
 
 class Witnesses:
