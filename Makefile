@@ -35,8 +35,8 @@ bench: ## every benchmark, each beside what it is compared with
 	  echo "== $$script"; $(BIN)/python "$$script"; \
 	done
 
-soak: ## the soak tests at full size (hours)
-	@.ci/setup engine
+soak: ## every soak test at full size
+	@.ci/setup engine soak
 	SEALRUN_SOAK=full $(BIN)/python -m pytest -m soak --timeout 0
 
 docs: ## the manual as HTML, in docs/_build/html

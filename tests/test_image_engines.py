@@ -78,7 +78,7 @@ def _image(workshop: Workshop) -> SealedImage:
 
 
 @pytest.mark.engine
-@pytest.mark.soak
+@pytest.mark.soak(sample=True)
 def test_two_engines_with_separate_stores_hold_the_same_image(tmp_path: Path) -> None:
     """Each gets the image by itself; id and layers are equal, in both ways of loading."""
     workshop = Workshop(tmp_path)

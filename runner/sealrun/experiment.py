@@ -40,6 +40,7 @@ from sealrun.workspace import compare, replaced_objects
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
+    from types import FrameType
 
     from sealrun.engine import Engine
     from sealrun.git import Repository
@@ -617,11 +618,15 @@ def interruption(noticed: threading.Event) -> Generator[None]:
         # Only the main thread gets signals (signal(7) by way of Python's signal module).
         yield
         return
+
+    def notice(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - signal's signature
+        noticed.set()
+
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.getsignal(number) for number in numbers}
     try:
         for number in numbers:
-            signal.signal(number, lambda *_: noticed.set())
+            signal.signal(number, notice)
         yield
     finally:
         for number, handler in before.items():

@@ -111,7 +111,7 @@ def _tightening(
     from sealrun.policy import Level, Tightening, parse_duration, parse_size
 
     seconds, size = parse_duration(deadline), parse_size(memory)
-    if not (seconds is None or isinstance(seconds, float)) or seconds == 0:
+    if not (seconds is None or isinstance(seconds, float)) or seconds == 0.0:
         raise UsageError(
             f"--deadline {deadline!r} is no duration", hint="For example 600s or 10min."
         )
