@@ -10,6 +10,7 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
+
 from _git import Repo
 
 if TYPE_CHECKING:
