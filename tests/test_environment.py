@@ -16,9 +16,9 @@ import pytest
 
 from _base import shared_base
 from _image import Workshop, engine
-from _wheels import make_sdist, make_wheel, only_from, sha256
+from _wheels import make_buildable, make_sdist, make_wheel, only_from, sha256
 from sealrun.errors import EnvironmentFault, SealRefused
-from sealrun.image import index, install, lock
+from sealrun.image import build, index, install, lock
 from sealrun.image.archive import stack
 from sealrun.image.environment import Kind, find_environment, make_environment, plan
 from sealrun.image.load import EngineImages, load
@@ -640,6 +640,85 @@ def test_a_pylock_with_a_committed_wheel_runs(case: Case, tmp_path: Path) -> Non
     assert case.run(files, ["aa"]) == ["1.0\n"]
 
 
+def sdist_lock(source: Path, digest: str) -> str:
+    """Return a pylock that names a source distribution alone."""
+    return pylock(
+        '[[packages]]\nname = "made"\nversion = "1.0"\n'
+        f'sdist = {{url = "{source.as_uri()}", hashes = {{sha256 = "{digest}"}}}}\n'
+    )
+
+
+@pytest.mark.engine
+def test_a_source_distribution_is_built_in_a_container(case: Case) -> None:
+    """With the policy's leave it is built as nobody's user, installed, and found by its own hash."""
+    source = make_buildable(case.links, "made", "1.0")
+    files = {"pylock.toml": sdist_lock(source, sha256(source))}
+    tree = case.tree(files)
+    chosen = plan(tree, ImagePolicy(build_sdists=True), case.base)
+    made = make_environment(chosen, case.base, case.places, Silent(), engine())
+    assert contents(made)[f"{SITE}/made.py"][1] == b"BUILT_BY = 10001\n"
+    assert [(p.name, p.version, p.sha256) for p in made.packages] == [
+        ("made", "1.0", sha256(source))
+    ]
+    left = engine().containers(all=True, filters={"label": f"sealrun.build={chosen.key}"})
+    assert left == []
+    with pytest.raises(SealRefused, match="only as a source distribution"):
+        plan_and_make(case, tree)
+
+
+def plan_and_make(case: Case, tree: CommittedTree) -> None:
+    """Make an environment under the policy's defaults."""
+    make_environment(plan(tree, AUTO, case.base), case.base, case.places, Silent(), engine())
+
+
+@pytest.mark.engine
+def test_a_source_distribution_with_another_hash_is_never_built(case: Case) -> None:
+    """Its bytes are compared before anything of it runs; without an engine it is our trouble."""
+    source = make_buildable(case.links, "made", "1.0")
+    allowed = ImagePolicy(build_sdists=True)
+    tree = case.tree({"pylock.toml": sdist_lock(source, "0" * 64)})
+    with pytest.raises(SealRefused, match="sha256 differs"):
+        make_environment(plan(tree, allowed, case.base), case.base, case.places, Silent(), engine())
+    tree = case.tree({"pylock.toml": sdist_lock(source, sha256(source))})
+    with pytest.raises(EnvironmentFault, match="engine"):
+        make_environment(plan(tree, allowed, case.base), case.base, case.places, Silent())
+
+
+@pytest.mark.engine
+def test_a_build_that_fails_shows_its_last_words(case: Case) -> None:
+    """The package is named and its own words are shown; the container is gone."""
+    source = make_sdist(case.links, "made", "1.0")
+    tree = case.tree({"pylock.toml": sdist_lock(source, sha256(source))})
+    chosen = plan(tree, ImagePolicy(build_sdists=True), case.base)
+    with pytest.raises(EnvironmentFault, match=r"building made 1\.0"):
+        make_environment(chosen, case.base, case.places, Silent(), engine())
+    filters = {"label": f"sealrun.build={chosen.key}"}
+    assert engine().containers(all=True, filters=filters) == []
+
+
+def test_what_a_build_may_see_of_the_hosts_settings() -> None:
+    """Addresses of indexes enter a build; passwords and paths of the host do not."""
+    assert build.may_enter("UV_DEFAULT_INDEX", "https://mirror.example/simple")
+    assert not build.may_enter("UV_DEFAULT_INDEX", "https://user:secret@mirror.example/simple")
+    assert not build.may_enter("UV_INDEX", "https://a file:///srv/simple")
+    assert not build.may_enter("UV_FIND_LINKS", "/srv/wheels")
+    assert not build.may_enter("UV_INDEX_A_PASSWORD", "secret")
+
+
+@pytest.mark.soak
+@pytest.mark.engine
+def test_requirements_that_need_a_build_are_resolved_in_a_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real package that has no wheel is resolved and built with network, in the container."""
+    monkeypatch.delenv("PIP_NO_INDEX", raising=False)
+    case = Case(tmp_path)
+    tree = case.tree({"requirements.txt": "docopt==0.6.2\n"})
+    chosen = plan(tree, ImagePolicy(build_sdists=True), case.base)
+    made = make_environment(chosen, case.base, case.places, Silent(), engine())
+    assert f"{SITE}/docopt.py" in contents(made)
+
+
 @pytest.mark.engine
 def test_a_compiled_package_from_the_index_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -658,14 +737,13 @@ def test_a_compiled_package_from_the_index_runs(
 def test_torch_is_carried(tmp_path: Path) -> None:
     """Torch and numpy install twice with one digest, and compute in a container."""
     text = "torch==2.13.0\nnumpy\n"
-    layers = []
-    for name in ("a", "b"):
-        made = Case(private(tmp_path / name)).make({"requirements.txt": text})
+    layers: list[str] = []
+    cases = [Case(private(tmp_path / name)) for name in ("a", "b")]
+    for case in cases:
+        made = case.make({"requirements.txt": text})
         assert made.layer is not None
         layers.append(made.layer.diff_id)
     assert layers[0] == layers[1]
     program = "import torch, numpy; print(torch.from_numpy(numpy.ones(3)).sum().item())"
-    (output,) = Case(private(tmp_path / "a")).run(
-        {"requirements.txt": text}, ["python3", "-c", program]
-    )
+    (output,) = cases[0].run({"requirements.txt": text}, ["python3", "-c", program])
     assert output == "3.0\n"

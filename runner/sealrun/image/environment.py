@@ -24,7 +24,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from sealrun.errors import EnvironmentFault, SealRefused
-from sealrun.image import index, install, local, lock, normal, tool
+from sealrun.image import build, index, install, local, lock, normal, tool
 from sealrun.image.base import alone
 from sealrun.image.model import ENVIRONMENT, Environment, Package
 from sealrun.image.store import LayerStore, Records, write_atomically
@@ -87,6 +87,11 @@ class Plan:
         return lock.Target(self.base.python or "", self.base.libc, self.base.platform)
 
     @property
+    def directory(self) -> str:
+        """The lock's directory in the tree; empty for the root."""
+        return (self.source or "").rpartition("/")[0]
+
+    @property
     def variables(self) -> dict[str, str]:
         """Environment variables that make the layer the active environment, for uv too."""
         if self.kind is Kind.NONE and not self.with_uv:
@@ -142,12 +147,19 @@ def find_environment(chosen: Plan, places: Places) -> Environment | None:
     return _records(places).environment(chosen.key)
 
 
-def make_environment(chosen: Plan, base: Base, places: Places, progress: Progress) -> Environment:
+def make_environment(
+    chosen: Plan,
+    base: Base,
+    places: Places,
+    progress: Progress,
+    engine: Any = None,  # noqa: ANN401 - docker-py ships no types
+) -> Environment:
     """Make the environment for a plan, or return the one that is there.
 
     Args:
         base: the one that the plan was made for.
         progress: is told what is fetched and installed.
+        engine: docker-py's low-level client; needed only where source distributions are built.
 
     Raises:
         SealRefused: the lock cannot be installed faithfully.
@@ -165,7 +177,7 @@ def make_environment(chosen: Plan, base: Base, places: Places, progress: Progres
         title = f"installing {chosen.source}" if chosen.source else "making the environment"
         try:
             with progress.task(title) as task:
-                made = _make(chosen, places, records, scratch, task)
+                made = _Making(chosen, places, records, scratch, task, engine, progress).make()
         except OSError as error:
             raise EnvironmentFault(
                 f"{title}: {error.strerror or error} ({error.filename or scratch})",
@@ -177,68 +189,158 @@ def make_environment(chosen: Plan, base: Base, places: Places, progress: Progres
         return made
 
 
-def _make(chosen: Plan, places: Places, records: Records, scratch: Path, task: Task) -> Environment:
-    if chosen.tree is None:  # pragma: no cover - only plans without a lock have none
-        raise AssertionError
-    committed = _copy(chosen, scratch)
-    resolution = _resolve(chosen, committed, places, scratch, task)
-    above = str(PurePosixPath(chosen.source or "").parent)
-    projects = [
-        local.read(chosen.tree, _join(above, path), name)
-        for name, path in resolution.local
-        if _is_package(chosen.tree, _join(above, path))
-    ]
-    target = chosen.target
-    program = install.pinned_uv(target) if chosen.with_uv else None
-    key = _key(
-        [
-            *(LAYOUT, _base_key(chosen.base), program.program if program else None),
-            [(w.name, w.version, w.sha256) for w in resolution.wheels],
-            [project.key for project in projects],
-        ]
-    )
-    twin = records.environment(f"resolved:{key}")
-    layer = twin.layer if twin else None
-    if layer is None:
-        layer = _layer(chosen, resolution, projects, program, committed, scratch, task, places)
-    packages = [Package(w.name, w.version, w.sha256) for w in resolution.wheels]
-    packages += [Package(p.name, p.version) for p in projects]
-    packages += [Package("uv", program.version, program.wheel)] if program else []
-    made = Environment(
-        key=key,
-        source=chosen.source,
-        layer=layer,
-        variables=chosen.variables,
-        packages=tuple(sorted(packages, key=lambda p: p.name)),
-    )
-    records.put_environment(f"resolved:{key}", made)
-    return made
+@dataclass
+class _Making:
+    """One environment while it is made."""
 
+    chosen: Plan
+    places: Places
+    records: Records
+    scratch: Path
+    task: Task
+    engine: Any
+    progress: Progress
 
-def _layer(
-    chosen: Plan,
-    resolution: lock.Resolution,
-    projects: Iterable[local.LocalProject],
-    program: install.UvProgram | None,
-    committed: Path,
-    scratch: Path,
-    task: Task,
-    places: Places,
-) -> Layer:
-    target = chosen.target
-    shutil.rmtree(scratch / "prefix", ignore_errors=True)
-    found = install.skeleton(target, chosen.base.python_path or "")
-    if program:
-        binary = install.uv_binary(program, target, scratch, task)
-        uv_path = f"{ENVIRONMENT}/bin/uv".strip("/").encode()
-        found.append(normal.file_at(uv_path, binary, 0o755))
-    for project in projects:
-        found += local.members(project, install.site_packages(target))
-    if resolution.wheels:
-        prefix = install.install(resolution.wheels, target, committed, scratch, task)
-        found += install.members(prefix, target)
-    task.describe("writing the layer")
-    return normal.write_layer({m.path: m for m in found}, LayerStore(places.layers))
+    def make(self) -> Environment:
+        chosen, target = self.chosen, self.chosen.target
+        committed = self._copy()
+        resolution = self._resolve(committed)
+        projects = self._projects(resolution)
+        program = install.pinned_uv(target) if chosen.with_uv else None
+        key = _key(
+            [
+                *(LAYOUT, _base_key(chosen.base), program.program if program else None),
+                [(w.name, w.version, w.sha256) for w in resolution.wheels],
+                [project.key for project in projects],
+            ]
+        )
+        twin = self.records.environment(f"resolved:{key}")
+        layer = twin.layer if twin else None
+        if layer is None:
+            layer = self._layer(resolution, projects, program, committed)
+        packages = [Package(w.name, w.version, w.sha256) for w in resolution.wheels]
+        packages += [Package(p.name, p.version) for p in projects]
+        packages += [Package("uv", program.version, program.wheel)] if program else []
+        made = Environment(
+            key=key,
+            source=chosen.source,
+            layer=layer,
+            variables=chosen.variables,
+            packages=tuple(sorted(packages, key=lambda p: p.name)),
+        )
+        self.records.put_environment(f"resolved:{key}", made)
+        return made
+
+    def _copy(self) -> Path:
+        """Write what uv reads into a private directory; return the lock's directory in it."""
+        top = self.scratch / "committed"
+        shutil.rmtree(top, ignore_errors=True)
+        for path, content in self.chosen.files.items():
+            target = top / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(content)
+        directory = top / self.chosen.directory
+        directory.mkdir(parents=True, exist_ok=True)
+        return directory
+
+    def _resolve(self, committed: Path) -> lock.Resolution:
+        chosen = self.chosen
+        if chosen.source is None:
+            return lock.Resolution((), ())
+        kept = self.places.bases / f"resolution-{chosen.key}.toml"
+        hashes: dict[str, frozenset[str]] = {}
+        if chosen.kind is Kind.PYLOCK:
+            text = chosen.files[chosen.source].decode("utf-8", "replace")
+        else:
+            text = kept.read_text("utf-8") if kept.exists() else self._ask_uv(committed)
+        if chosen.kind is Kind.REQUIREMENTS:
+            texts = (
+                content.decode("utf-8", "replace")
+                for path, content in chosen.files.items()
+                if not path.endswith((".whl", ".toml"))
+            )
+            hashes = lock.required_hashes(texts)
+        read = lock.read_pylock(text, chosen.source, chosen.target, hashes, build=chosen.build)
+        if chosen.kind is not Kind.PYLOCK:
+            write_atomically(kept, text.encode())
+        return read
+
+    def _ask_uv(self, committed: Path) -> str:
+        """Bring a ``uv.lock`` or requirements into the form of a ``pylock.toml``."""
+        self.task.describe("resolving")
+        chosen, source = self.chosen, self.chosen.source or ""
+        name = source.rpartition("/")[2]
+        # Beside the lock: paths in the answer are relative to it.
+        out = committed / "pylock.sealrun.toml"
+        if chosen.kind is Kind.UV:
+            asked = ["export", "--frozen", "--format", "pylock.toml", "-o", str(out)]
+        else:
+            asked = [
+                *("pip", "compile", "--format", "pylock.toml", "--output-file", str(out), name),
+                *("--python", sys.executable, "--python-version", chosen.target.python),
+                *("--python-platform", chosen.target.uv_platform, "--only-binary", ":all:"),
+            ]
+        try:
+            tool.run_tool(
+                [install.uv_command(), "--quiet", *asked, "--no-header", *index.options()],
+                task=self.task,
+                what=f"resolving {source}",
+                env=install.uv_environment(self.scratch / "uv"),
+                cwd=committed,
+                hint="Check that the package index can be reached (pip's and uv's own settings are "
+                "used), then try again.",
+            )
+        except tool.ToolFailed as failure:
+            if chosen.build and _needs_build(failure):
+                return self._bench().resolve(chosen.files, chosen.directory, name, self.task)
+            raise _unresolvable(source, failure) or failure from failure
+        return out.read_text("utf-8")
+
+    def _bench(self) -> build.Workbench:
+        chosen = self.chosen
+        target = chosen.target
+        return build.Workbench(
+            self.engine,
+            chosen.base,
+            target,
+            self.records.layers,
+            chosen.key,
+            install.uv_binary(install.pinned_uv(target), target, self.scratch, self.task),
+            self.progress,
+        )
+
+    def _projects(self, resolution: lock.Resolution) -> list[local.LocalProject]:
+        tree = self.chosen.tree
+        if tree is None:  # pragma: no cover - only plans without a lock have none
+            raise AssertionError
+        placed = [(name, _join(self.chosen.directory, path)) for name, path in resolution.local]
+        return [local.read(tree, path, name) for name, path in placed if _is_package(tree, path)]
+
+    def _layer(
+        self,
+        resolution: lock.Resolution,
+        projects: Iterable[local.LocalProject],
+        program: install.UvProgram | None,
+        committed: Path,
+    ) -> Layer:
+        target, scratch = self.chosen.target, self.scratch
+        shutil.rmtree(scratch / "prefix", ignore_errors=True)
+        found = install.skeleton(target, self.chosen.base.python_path or "")
+        if program:
+            binary = install.uv_binary(program, target, scratch, self.task)
+            uv_path = f"{ENVIRONMENT}/bin/uv".strip("/").encode()
+            found.append(normal.file_at(uv_path, binary, 0o755))
+        for project in projects:
+            found += local.members(project, install.site_packages(target))
+        wheels = [wheel for wheel in resolution.wheels if not wheel.source]
+        if sources := [wheel for wheel in resolution.wheels if wheel.source]:
+            built = self._bench().build(sources, committed, scratch / "built", self.task)
+            wheels = sorted([*wheels, *built], key=lambda wheel: wheel.name)
+        if wheels:
+            prefix = install.install(wheels, target, committed, scratch, self.task)
+            found += install.members(prefix, target)
+        self.task.describe("writing the layer")
+        return normal.write_layer({m.path: m for m in found}, self.records.layers)
 
 
 def _find_lock(tree: CommittedTree, named: str) -> tuple[Kind, str | None]:
@@ -335,6 +437,7 @@ def _include(tree: CommittedTree, source: str, found: dict[str, bytes]) -> None:
 
 
 def _join(above: str, path: str) -> str:
+    """Return a path of the tree that is written relative to one of its directories."""
     parts: list[str] = []
     for part in f"{above}/{path}".split("/"):
         if part == ".." and not parts:
@@ -366,75 +469,8 @@ def _is_package(tree: CommittedTree, path: str) -> bool:
     return document.get("tool", {}).get("uv", {}).get("package") is not False
 
 
-def _copy(chosen: Plan, scratch: Path) -> Path:
-    """Write what uv reads into a private directory; return the lock's directory in it."""
-    top = scratch / "committed"
-    shutil.rmtree(top, ignore_errors=True)
-    for path, content in chosen.files.items():
-        target = top / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(content)
-    directory = top / str(PurePosixPath(chosen.source or "").parent)
-    directory.mkdir(parents=True, exist_ok=True)
-    return directory
-
-
-def _resolve(
-    chosen: Plan, committed: Path, places: Places, scratch: Path, task: Task
-) -> lock.Resolution:
-    if chosen.source is None:
-        return lock.Resolution((), ())
-    kept = places.bases / f"resolution-{chosen.key}.toml"
-    hashes: dict[str, frozenset[str]] = {}
-    if chosen.kind is Kind.PYLOCK:
-        text = chosen.files[chosen.source].decode("utf-8", "replace")
-    else:
-        text = (
-            kept.read_text("utf-8") if kept.exists() else _ask_uv(chosen, committed, scratch, task)
-        )
-    if chosen.kind is Kind.REQUIREMENTS:
-        texts = (
-            content.decode("utf-8", "replace")
-            for path, content in chosen.files.items()
-            if not path.endswith((".whl", ".toml"))
-        )
-        hashes = lock.required_hashes(texts)
-    read = lock.read_pylock(text, chosen.source, chosen.target, hashes, build=chosen.build)
-    if chosen.kind is not Kind.PYLOCK:
-        write_atomically(kept, text.encode())
-    return read
-
-
-def _ask_uv(chosen: Plan, committed: Path, scratch: Path, task: Task) -> str:
-    """Bring a ``uv.lock`` or requirements into the form of a ``pylock.toml``."""
-    task.describe("resolving")
-    source = chosen.source or ""
-    name = source.rpartition("/")[2]
-    # Beside the lock: paths in the answer are relative to it.
-    out = committed / "pylock.sealrun.toml"
-    out.unlink(missing_ok=True)
-    target = chosen.target
-    if chosen.kind is Kind.UV:
-        asked = ["export", "--frozen", "--format", "pylock.toml", "-o", str(out)]
-    else:
-        asked = [
-            *("pip", "compile", "--format", "pylock.toml", "--python-version", target.python),
-            *("--python-platform", target.uv_platform, "--only-binary", ":all:"),
-            *("--python", sys.executable, "--output-file", str(out), name),
-        ]
-    try:
-        tool.run_tool(
-            [install.uv_command(), "--quiet", *asked, "--no-header", *index.options()],
-            task=task,
-            what=f"resolving {source}",
-            env=install.uv_environment(scratch / "uv"),
-            cwd=committed,
-            hint="Check that the package index can be reached (pip's and uv's own settings are "
-            "used), then try again.",
-        )
-    except tool.ToolFailed as failure:
-        raise _unresolvable(source, failure) or failure from failure
-    return out.read_text("utf-8")
+def _needs_build(failure: tool.ToolFailed) -> bool:
+    return "no usable wheels" in failure.words or "Wheels are required" in failure.words
 
 
 def _unresolvable(source: str, failure: tool.ToolFailed) -> SealRefused | None:

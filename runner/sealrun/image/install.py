@@ -159,6 +159,7 @@ def requirement(wheel: Wheel, committed: Path, env: Mapping[str, str]) -> str:
     """
     pinned = f"--hash=sha256:{wheel.sha256}"
     if wheel.path is not None:
+        # An absolute path is one of ours: a wheel that was built from a source distribution.
         return f"{wheel.name} @ {(committed / wheel.path).as_uri()} {pinned}"
     for link in re.split(r"[,\s]+", env.get("UV_FIND_LINKS", "")):
         folder = Path(unquote(urlsplit(link).path) if link.startswith("file:") else link)

@@ -290,6 +290,8 @@ def _choose(
 
 def _file(item: Mapping[str, Any], name: str, version: str, *, source: bool = False) -> Wheel:
     url, path = item.get("url"), item.get("path")
+    if path and (str(path).startswith("/") or ".." in str(path).split("/")):
+        raise ValueError(f"{name}: {path!r} is not below the lock's directory in the commit")
     filename = str(item.get("name") or unquote(urlsplit(str(url or path)).path).rpartition("/")[2])
     sha256 = str(item.get("hashes", {}).get("sha256", "")).lower()
     if not _SAFE.fullmatch(f"{name}{version}{filename}{url or path}") or not _SHA256.fullmatch(

@@ -152,11 +152,8 @@ def write_layer(
         StorageFault: it cannot be stored.
         OSError: a member's content cannot be read or is shorter than it was.
     """
-    complete = dict(members)
-    for path in members:
-        _add_parents(complete, path)
     with layers.writer() as writer:
-        for member in in_order(complete.values()):
+        for member in in_order(with_parents(members).values()):
             name = member.path + b"/" if member.kind == tar.DIRECTORY else member.path
             writer.write(tar.header(name, member.kind, member.mode, member.size, member.target))
             if member.open is None:
@@ -173,6 +170,14 @@ def write_layer(
             report(member.size)
         writer.write(tar.END)
         return writer.commit()
+
+
+def with_parents(members: Mapping[bytes, Member]) -> dict[bytes, Member]:
+    """Return members with the directories above them that are missing, mode 0755."""
+    complete = dict(members)
+    for path in members:
+        _add_parents(complete, path)
+    return complete
 
 
 def in_order(members: Iterable[Member]) -> list[Member]:

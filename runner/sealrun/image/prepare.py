@@ -54,7 +54,7 @@ def prepare(
     if environment is None:
         if not make:
             raise _cold(f"the environment of {plan.source or 'this commit'} is not here yet")
-        environment = environments.make_environment(plan, base, places, progress)
+        environment = environments.make_environment(plan, base, places, progress, engine.client)
     return base, environment
 
 
