@@ -48,9 +48,9 @@ def tree() -> dict[str, Any]:
     """Return every command under its full name, e.g. ``policy show``."""
     import typer.main
 
-    from sealrun.cli import app
+    from sealrun.cli import application
 
-    return dict(_walk(typer.main.get_command(app), ()))
+    return dict(_walk(typer.main.get_command(application()), ()))
 
 
 def _walk(command: Any, name: tuple[str, ...]) -> Iterator[tuple[str, Any]]:  # noqa: ANN401 - click's

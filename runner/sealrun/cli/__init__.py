@@ -10,45 +10,65 @@ Rules that this package keeps:
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import signal
 import sys
 import time
 import traceback
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from sealrun import __version__
-from sealrun.cli import (
-    cancel,
-    console,
-    doctor,
-    engine,
-    guard,
-    log,
-    logs,
-    policy,
-    ps,
-    run,
-    show,
-    verify,
-    warm,
-)
+from sealrun.cli import console
 from sealrun.errors import SealrunError, Status
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-app = typer.Typer(
-    name="sealrun",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    help="Run experiments exactly as committed, and know what changed behind the loop's back.\n\n"
-    "Example:  sealrun warm  &&  sealrun run -- python3 train.py",
-)
+#: Everything after the experiment's own name belongs to it.
+_EXPERIMENT: dict[str, Any] = {"allow_interspersed_args": False, "ignore_unknown_options": True}
+#: Each command is a module of this package, in the order of the help.
+COMMANDS: dict[str, dict[str, Any]] = {
+    "run": {"context_settings": _EXPERIMENT},
+    "warm": {},
+    "ps": {},
+    "logs": {},
+    "cancel": {},
+    "log": {},
+    "show": {},
+    "verify": {},
+    "guard": {},
+    "policy": {},
+    "engine": {},
+    "doctor": {},
+}
+
+
+def application(only: str | None = None) -> typer.Typer:
+    """Return the command line with every command, or with one alone.
+
+    Args:
+        only: a command's name; the others are then not even imported, so that a run starts sooner.
+    """
+    app = typer.Typer(
+        name="sealrun",
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        help="Run experiments exactly as committed, and know what changed behind the loop's back."
+        "\n\nExample:  sealrun warm  &&  sealrun run -- python3 train.py",
+    )
+    app.callback()(_options)
+    for name in COMMANDS if only is None else [only]:
+        module = importlib.import_module(f"sealrun.cli.{name}")
+        if hasattr(module, "app"):
+            app.add_typer(module.app, name=name)
+        else:
+            app.command(name, **COMMANDS[name])(module.command)
+    return app
 
 
 def _version(value: bool) -> None:
@@ -57,7 +77,6 @@ def _version(value: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _options(
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say only errors.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")] = False,
@@ -66,22 +85,6 @@ def _options(
     ] = False,
 ) -> None:
     console.use(console.Console(-1 if quiet else 1 if verbose else 0))
-
-
-_EXPERIMENT = {"allow_interspersed_args": False, "ignore_unknown_options": True}
-
-app.command("run", context_settings=_EXPERIMENT)(run.command)
-app.command("warm")(warm.command)
-app.command("ps")(ps.command)
-app.command("logs")(logs.command)
-app.command("cancel")(cancel.command)
-app.command("log")(log.command)
-app.command("show")(show.command)
-app.command("verify")(verify.command)
-app.command("guard")(guard.command)
-app.add_typer(policy.app, name="policy")
-app.command("engine")(engine.command)
-app.command("doctor")(doctor.command)
 
 
 def main() -> NoReturn:
@@ -105,17 +108,17 @@ def _terminated(number: int, frame: object) -> None:  # noqa: ARG001 - signal's 
 
 
 def _guarded() -> int:
-    from typer import _click
+    from typer.exceptions import TyperException
 
+    named = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
     try:
-        result = app(standalone_mode=False)
+        result = application(named if named in COMMANDS else None)(standalone_mode=False)
         return int(result or 0)
     except SealrunError as error:
         console.current().error(error)
         return int(error.status)
-    except _click.exceptions.ClickException as error:
-        console.current().say(f"error: {error.format_message()}", level=-1)
-        console.current().say("hint: sealrun --help lists the commands.", level=-1)
+    except TyperException as error:
+        _explain_usage(error.format_message(), named)
         return int(Status.USAGE)
     except (KeyboardInterrupt, typer.Abort):
         console.current().say("interrupted", level=-1)
@@ -125,6 +128,19 @@ def _guarded() -> int:
         console.current().say(f"error: unforeseen {type(error).__name__}: {error}", level=-1)
         console.current().say(f"hint: the details are in {report}; please report them.", level=-1)
         return int(Status.FAULT)
+
+
+def _explain_usage(words: str, named: str | None) -> None:
+    voice = console.current()
+    if words.startswith("Usage:"):
+        # Called without arguments: what comes is the help, and no error.
+        voice.say(words, level=-1)
+    elif named in COMMANDS:
+        voice.say(f"error: {words}", level=-1)
+        voice.say(f"hint: sealrun {named} --help shows its options, with an example.", level=-1)
+    else:
+        voice.say(f"error: {words}", level=-1)
+        voice.say("hint: sealrun --help lists the commands.", level=-1)
 
 
 def _write_down(error: Exception) -> Path | str:
