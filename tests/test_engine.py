@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from _engine import INFO, speaking
-from sealrun.engine import connect, endpoints, survey
+from sealrun.engine import connect, endpoints, install, survey
 from sealrun.engine.bridge import choose_subnet, parse_networks
 from sealrun.engine.endpoints import candidates
 from sealrun.engine.install import System, advice, parse_families
@@ -500,3 +500,53 @@ def test_down_keeps_the_images(stopped: Places) -> None:
     assert ours.data.is_dir()
     up(stopped, Silent())
     assert connect(stopped, socket_of).client.images("sealrun/probe")
+
+
+@pytest.mark.engine
+def test_commands_where_nothing_answers(stopped: Places) -> None:
+    """With the machine's engine out of sight: up starts ours, status names it, down removes it."""
+    script = """
+        mount --bind /dev/null /var/run/docker.sock || exit 99
+        engine() { "$0" -c 'from sealrun.cli import main; main()' engine "$@"; }
+        engine status; test $? = 125 || exit 1
+        engine up && engine up && engine status && engine down --purge || exit 2
+        engine status; test $? = 125 || exit 3
+    """
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script, sys.executable],
+        env=environment(SEALRUN_HOME=str(stopped.state.parent)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr.count("a private engine answers at") == 1
+    assert "/var/run/docker.sock: nobody listens there" in done.stdout
+    assert f"engine:      unix://{Private.of(stopped).socket} private" in done.stdout
+    assert "the private engine is stopped" in done.stderr
+
+
+def test_without_root_exact_commands_are_named(
+    places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user who may not start an engine learns what to do, and nothing is made."""
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    with pytest.raises(EngineUnavailable, match="only root") as raised:
+        up(places, Silent())
+    assert raised.value.hint
+    assert not places.data.exists()
+
+
+def test_services_are_kept_still_only_while_installing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The start script refuses during an installation and is gone after it; another's stays."""
+    policy = tmp_path / "policy-rc.d"
+    monkeypatch.setattr(install, "_POLICY", policy)
+    with install._services_kept_still():
+        assert subprocess.run([policy], check=False).returncode == 101
+    assert not policy.exists()
+    policy.write_text("#!/bin/sh\nexit 0\n")
+    with install._services_kept_still():
+        assert policy.read_text() == "#!/bin/sh\nexit 0\n"
+    assert policy.exists()

@@ -364,18 +364,18 @@ def list_archive(chunks: Iterable[bytes], largest: int | None = None) -> Iterato
     Raises:
         SandboxError: it is not a tar archive.
     """
-    known: dict[bytes, str | None] = {}
+    known: dict[bytes, tuple[int, str | None]] = {}
     top: bytes | None = None
     for path, member, content in _members(chunks):
         top = top or member.name.encode("utf-8", "surrogateescape").split(b"/")[0] + b"/"
         if content is not None:
             wanted = largest is None or member.size <= largest
-            known[path] = _drain(content, None) if wanted else None
-            yield FileState(path, "file", member.mode & 0o7777, member.size, known[path])
+            known[path] = member.size, _drain(content, None) if wanted else None
+            yield FileState(path, "file", member.mode & 0o7777, *known[path])
         elif member.islnk():
-            # The second name of a file that came before.
+            # The second name of a file that came before; its entry carries no size.
             first = member.linkname.encode("utf-8", "surrogateescape").removeprefix(top)
-            yield FileState(path, "file", member.mode & 0o7777, member.size, known.get(first))
+            yield FileState(path, "file", member.mode & 0o7777, *known.get(first, (0, None)))
         elif member.issym():
             target = member.linkname.encode("utf-8", "surrogateescape")
             digest = hashlib.sha256(target).hexdigest()
