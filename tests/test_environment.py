@@ -21,9 +21,10 @@ from _wheels import make_buildable, make_sdist, make_wheel, only_from, sha256
 from sealrun.errors import EngineError, EnvironmentFault, SealRefused
 from sealrun.image import build, index, install, lock
 from sealrun.image.archive import stack
-from sealrun.image.environment import Kind, find_environment, make_environment, plan
+from sealrun.image.environment import Kind, find_environment, plan
 from sealrun.image.load import EngineImages, load
 from sealrun.image.model import MTIME, Base, Environment, Platform
+from sealrun.image.provision import make_environment
 from sealrun.image.seal import seal
 from sealrun.policy import ImagePolicy
 from sealrun.progress import Silent

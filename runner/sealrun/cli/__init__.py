@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 #: Everything after the experiment's own name belongs to it.
-_EXPERIMENT: dict[str, Any] = {"allow_interspersed_args": False, "ignore_unknown_options": True}
+_EXPERIMENT: dict[str, Any] = {"allow_interspersed_args": False}
 #: Each command is a module of this package, in the order of the help.
 COMMANDS: dict[str, dict[str, Any]] = {
     "run": {"context_settings": _EXPERIMENT},

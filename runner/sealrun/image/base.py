@@ -24,7 +24,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from sealrun.errors import EnvironmentFault, SealRefused
-from sealrun.image import contents, dockerfile, normal, recipe, reference
+from sealrun.image import recipe
 from sealrun.image.model import Base, Platform
 from sealrun.image.store import LayerStore, Records
 from sealrun.policy import PINS_FILE
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator
     from pathlib import Path
 
+    from sealrun.image import reference
     from sealrun.image.model import Layer, Package
     from sealrun.progress import Progress
     from sealrun.state import Places
@@ -97,6 +98,8 @@ def source(spec: str, tree: CommittedTree, platform: Platform) -> Source:
     """
     if spec.startswith(_DOCKERFILE):
         path = spec.removeprefix(_DOCKERFILE).removeprefix("./")
+        from sealrun.image import dockerfile
+
         taken_in = dockerfile.key(tree, path)
         return Source(Kind.DOCKERFILE, path, f"dockerfile:{path}:{taken_in}:{platform}:{_TOP}")
     if spec in recipe.names() or not any(mark in spec for mark in ":/@"):
@@ -191,6 +194,8 @@ class _Workshop:
 
 
 def _make(wanted: Source, tree: CommittedTree, shop: _Workshop) -> Base:
+    from sealrun.image import dockerfile
+
     if wanted.kind is Kind.RECIPE:
         layer, packages = recipe.make(
             recipe.load(wanted.name), shop.platform, shop.layers, shop.scratch, shop.progress
@@ -211,6 +216,8 @@ def _make(wanted: Source, tree: CommittedTree, shop: _Workshop) -> Base:
 
 
 def _take(name: str, shop: _Workshop) -> reference.Taken:
+    from sealrun.image import reference
+
     return reference.take(
         name, shop.platform, shop.engine, shop.layers, shop.scratch, shop.progress
     )
@@ -220,6 +227,8 @@ def _described(
     layers: tuple[Layer, ...], origin: str, shop: _Workshop, packages: tuple[Package, ...] | None
 ) -> Base:
     """Read what a base holds; one that is not from a recipe gets our directories on top."""
+    from sealrun.image import contents, normal, reference
+
     with contents.reading(layers, origin) as found:
         python = contents.find_python(found)
         libc = contents.find_libc(found, shop.platform.architecture)

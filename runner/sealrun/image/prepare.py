@@ -54,7 +54,9 @@ def prepare(
     if environment is None:
         if not make:
             raise _cold(f"the environment of {plan.source or 'this commit'} is not here yet")
-        environment = environments.make_environment(plan, base, places, progress, engine.client)
+        from sealrun.image.provision import make_environment
+
+        environment = make_environment(plan, base, places, progress, engine.client)
     return base, environment
 
 
