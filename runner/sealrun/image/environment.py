@@ -99,7 +99,7 @@ class Plan:
             "UV_NO_SYNC": "1",
             "UV_OFFLINE": "1",
             "UV_NO_CACHE": "1",
-            "UVPROJECT_ENVIRONMENT": ENVIRONMENT,
+            "UV_PROJECT_ENVIRONMENT": ENVIRONMENT,
             "UV_PYTHON_DOWNLOADS": "never",
         }
         frozen = {"UV_FROZEN": "1"} if self.kind is Kind.UV else {}
