@@ -448,8 +448,11 @@ class Experiment:
     def _run(self, container: Container) -> None:
         course, policy = self.course, self.policy.policy
         over, interrupted = threading.Event(), threading.Event()
-        # Whoever called us may have put collections off to start faster; a run can last for days.
-        gc.enable()
+        if not gc.isenabled():
+            # Our caller put collections off to start faster, but a run can last for days. Modules
+            # never become garbage: looking through them now would cost more than it saved.
+            gc.freeze()
+            gc.enable()
         with self.clock.step("experiment"), interruption(interrupted):
             container.open_gate()
             course.gate = time.monotonic()
