@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -123,8 +124,6 @@ def test_a_strike_during_the_run_cannot_reach_it(cli: Cli, repo: Repo) -> None:
     stdout = (output + rest).decode()
     assert _printed_sha(stdout) == _blob_sha(repo)
     assert "val_bpb: 1.0" in stdout
-    import json
-
     result = json.loads(file.read_text())
     assert (result["verdict"], result["harmless"]) == ("flagged", True)
     assert "edit-unattributed" in _codes(result)
@@ -318,3 +317,46 @@ def test_bad_calls_say_what_to_do(cli: Cli, tmp_path: Path) -> None:
     elsewhere = Cli(empty, cli.home)
     assert "not in a git repository" in elsewhere("run", "--", "true", status=2).stderr
     cli("run", status=2)
+
+
+def test_strict_stops_the_run_when_the_workspace_is_struck(cli: Cli, repo: Repo) -> None:
+    """Under strict a mutation during the run ends it at once: 122, long before it would end."""
+    process = cli.start("run", "--policy", "strict", "--", "python3", "train.py", "100")
+    _wait_for(process, b"sha256 ")
+    subprocess.run(["sed", "-i", "s/0.5/0.3/", "train.py"], cwd=repo.path, check=True)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 122, errors
+    assert b"edit-" in errors
+
+
+def test_data_is_mounted_read_only_recorded_and_watched(
+    cli: Cli, repo: Repo, tmp_path: Path
+) -> None:
+    """A data mount appears where the policy says, its manifest is on record, a change is flagged."""
+    data = tmp_path / "corpus"
+    data.mkdir()
+    (data / "a.txt").write_text("tokens")
+    policy = f'[[data]]\nsource = "{data}"\ntarget = "~/corpus"\n'
+    script = """
+import pathlib, sys, time
+p = pathlib.Path.home() / "corpus"
+print((p / "a.txt").read_text(), flush=True)
+try: (p / "b").write_text("x"); print("WRITTEN")
+except OSError: print("read-only", flush=True)
+time.sleep(float(sys.argv[1]))
+"""
+    repo.commit({"sealrun.toml": policy, "read.py": script})
+    result, done = cli.run("python3", "read.py", "0")
+    assert done.stdout == "tokens\nread-only\n"
+    assert result["verdict"] == "clean"
+    (recorded,) = cli.json("show", result["run"])["run"]["data"]
+    assert (recorded["source"], recorded["target"]) == (str(data), "/home/run/corpus")
+    assert (recorded["files"], recorded["hashed"]) == (1, 1)
+    file = cli.home / "flagged.json"
+    process = cli.start("run", "--result-file", str(file), "--", "python3", "read.py", "1")
+    _wait_for(process, b"read-only")
+    (data / "a.txt").write_text("poison")
+    process.communicate(timeout=60)
+    changed = json.loads(file.read_text())
+    assert (changed["verdict"], changed["harmless"]) == ("flagged", False)
+    assert "data-changed" in _codes(changed)

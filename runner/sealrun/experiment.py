@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from sealrun.engine import Engine
     from sealrun.git import Repository
-    from sealrun.guard import GuardClient, Report
+    from sealrun.guard import Mutation, Report
     from sealrun.image.model import Loading, SealedImage
     from sealrun.image.seal import Sealed
     from sealrun.policy import EffectivePolicy
@@ -227,7 +227,9 @@ class Experiment:
     def _committed_tree(self) -> CommittedTree:
         from sealrun.tree import Spool, read_commit
 
-        commit = self.repository.resolve(self.asked.revision or "HEAD")
+        commit = self.repository.resolve(
+            "HEAD" if self.asked.revision is None else self.asked.revision
+        )
         spool = Spool(self.places.spool(self.repository_id), self.repository.algorithm)
         return read_commit(self.repository, commit, spool)
 
@@ -275,6 +277,7 @@ class Experiment:
         from sealrun.guard import ensure, write_manifest
 
         with self.clock.step("guard"), ensure(self.repository.workspace, self.places) as guard:
+            self.guard = guard
             self.datasets = HashCache(self.places.cache / "hashes.sqlite").manifest(
                 self.policy.policy.data, Path.home(), self.listener
             )
@@ -286,15 +289,15 @@ class Experiment:
                 self.directory / "evidence",
                 tuple(dataset.source for dataset in self.datasets),
             )
-            return self._watched(guard)
+            return self._watched()
 
-    def _watched(self, guard: GuardClient) -> Finished:
+    def _watched(self) -> Finished:
         before = self._verify_1()
         # What was not watched is known already; a policy may refuse to start on it.
-        self._add(*found_by.from_gaps(guard.drain(self.id)))
+        self._add(*found_by.from_gaps(self.guard.drain(self.id)))
         if self._may_start():
             self._sealed()
-        return self._judged(guard, before)
+        return self._judged(before)
 
     def _may_start(self) -> bool:
         verdict = judge(self.course.findings, self.policy.policy, started=False)
@@ -355,7 +358,15 @@ class Experiment:
             loading = load(sealed.image, engine.client, progress=self.listener)
             request = self._request(sealed.image, loading)
         self.ledger.append(
-            record.sealed(self.id, engine, sealed.image, loading, request, self.clock.timings)
+            record.sealed(
+                self.id,
+                engine,
+                sealed.image,
+                loading,
+                request,
+                self.datasets,
+                self.clock.timings,
+            )
         )
         with self.clock.step("create"):
             container = sandbox.create(request)
@@ -447,7 +458,7 @@ class Experiment:
 
     def _run(self, container: Container) -> None:
         course, policy = self.course, self.policy.policy
-        over, interrupted = threading.Event(), threading.Event()
+        over, interrupted, struck = threading.Event(), threading.Event(), threading.Event()
         if not gc.isenabled():
             # Our caller put collections off to start faster, but a run can last for days. Modules
             # never become garbage: looking through them now would cost more than it saved.
@@ -456,8 +467,9 @@ class Experiment:
         with self.clock.step("experiment"), interruption(interrupted):
             container.open_gate()
             course.gate = time.monotonic()
+            self._follow(struck)
             watcher = threading.Thread(
-                target=self._watch, args=(container, over, interrupted), daemon=True
+                target=self._watch, args=(container, over, interrupted, struck), daemon=True
             )
             watcher.start()
             try:
@@ -481,10 +493,27 @@ class Experiment:
                 level=-1,
             )
 
+    def _follow(self, struck: threading.Event) -> None:
+        """Notice the first mutation, or the guard's end, that aborts under this run's policy."""
+
+        def mutated(mutation: Mutation) -> None:
+            if self._aborts(found_by.from_mutation(mutation, self.tree, self.course.gate)):
+                struck.set()
+
+        def lost(error: SealrunError) -> None:
+            if self._aborts(Finding(Reason.GUARD_DIED, error.message)):
+                struck.set()
+
+        self.guard.on_mutation(self.id, mutated, lost)
+
     def _watch(
-        self, container: Container, over: threading.Event, interrupted: threading.Event
+        self,
+        container: Container,
+        over: threading.Event,
+        interrupted: threading.Event,
+        struck: threading.Event,
     ) -> None:
-        """End the experiment at its deadline, on a signal, or when others act on its container."""
+        """End the experiment at its deadline, on a signal, or on a mutation that aborts."""
         limits = self.policy.policy.limits
         deadline = None if limits.deadline is None else time.monotonic() + limits.deadline
         while not over.wait(WATCH_EVERY):
@@ -496,7 +525,7 @@ class Experiment:
                 self._stop(container, Outcome.TIMED_OUT)
                 return
             acts = container.interference(settled=False)
-            if acts and self._aborts(*found_by.from_interference(acts)):
+            if struck.is_set() or self._aborts(*found_by.from_interference(acts)):
                 self._stop(container, Outcome.STOPPED)
                 return
 
@@ -519,7 +548,7 @@ class Experiment:
 
     # -- 7: verify 3, the verdict, the record ----------------------------------------------------
 
-    def _judged(self, guard: GuardClient, before: Comparison | None) -> Finished:
+    def _judged(self, before: Comparison | None) -> Finished:
         course, policy = self.course, self.policy.policy
         with self.clock.step("verify 3"):
             if course.started:
@@ -530,7 +559,7 @@ class Experiment:
                     f"after the end: {len(d.files)} data files below {d.source}"
                     for d in self.datasets
                 )
-            course.report = guard.disarm(self.id)
+            course.report = self.guard.disarm(self.id)
             told = list(found_by.from_report(course.report, self.tree, course.gate))
             self._add(*told)
             if before is not None and course.started:

@@ -98,7 +98,7 @@ def from_report(report: Report, tree: CommittedTree, gate: float | None) -> Iter
         gate: CLOCK_MONOTONIC seconds when the gate opened; None when it did not.
     """
     for mutation in report.mutations:
-        yield _mutation(mutation, tree, gate)
+        yield from_mutation(mutation, tree, gate)
     for rewrite in report.rewrites:
         reason = Reason.IDENTICAL_REWRITE if rewrite.content else Reason.METADATA_ONLY
         yield Finding(
@@ -139,7 +139,8 @@ def from_gaps(report: Report) -> Iterator[Finding]:
         yield Finding(gap.reason, gap.text)
 
 
-def _mutation(mutation: Mutation, tree: CommittedTree, gate: float | None) -> Finding:
+def from_mutation(mutation: Mutation, tree: CommittedTree, gate: float | None) -> Finding:
+    """Return the finding of one mutation; see ``from_report``."""
     name = text(mutation.path)
     phase = phase_of(mutation, gate)
     if mutation.area == "data":

@@ -22,6 +22,7 @@ from sealrun.ledger import (
     Approval,
     Because,
     Coverage,
+    DataFacts,
     EngineFacts,
     Judgement,
     LayerFacts,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from sealrun.data import Dataset
     from sealrun.engine import Engine
     from sealrun.git import Repository
     from sealrun.guard.mutations import Mutation, Report
@@ -159,6 +161,7 @@ def sealed(
     image: SealedImage,
     loading: Loading,
     request: Request,
+    datasets: Sequence[Dataset],
     timings: Mapping[str, float],
 ) -> RunProgress:
     """Return the event of an image that was sealed and loaded."""
@@ -185,6 +188,16 @@ def sealed(
         ),
         init=request.init_digest,
         engine=engine_facts(engine),
+        data=tuple(
+            DataFacts(
+                source=str(dataset.source),
+                target=dataset.target,
+                digest=dataset.digest,
+                files=len(dataset.files),
+                hashed=dataset.hashed,
+            )
+            for dataset in datasets
+        ),
         timings=dict(timings),
     )
 

@@ -299,6 +299,12 @@ def _image(record: RunRecord) -> Iterator[str]:
     )
     for layer in progress.layers or ():
         yield _pair(f"{layer.role} layer", f"{layer.diff_id} ({size(layer.size)})")
+    for data in progress.data or ():
+        yield _pair(
+            "data",
+            f"{visible(data.source)} at {visible(data.target)}: {data.files} files, "
+            f"{data.hashed} hashed now, sha256 {data.digest}",
+        )
     loading = progress.loading
     if loading is not None:
         yield _pair("loaded", f"{loading.way}, {size(loading.sent)} sent")

@@ -156,6 +156,7 @@ class RunOpened(Event):
         policy: effective.
         host: the machine.
         engine: what runs the container.
+        data: what is mounted from outside the repository.
         protection: ``same-user`` or ``separated`` (DESIGN section 1).
         tier: ``container``, ``namespace`` or ``process``: how strong the isolation is.
         controller: the process that runs it.
@@ -216,6 +217,26 @@ class LoadingFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DataFacts:
+    """A data mount, by its manifest.
+
+    Attributes:
+        source: path on the host.
+        target: path in the container.
+        digest: sha256 over the sorted ``sha256  path`` lines of its files.
+        files: how many.
+        hashed: how many of them were hashed for this run; the others' hashes were known by device,
+            inode, size, mtime and ctime.
+    """
+
+    source: str
+    target: str
+    digest: str
+    files: int
+    hashed: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunProgress(Event):
     """A run has come further; fields that are None say nothing, later ones replace earlier ones.
 
@@ -247,6 +268,7 @@ class RunProgress(Event):
     container: str | None = None
     init: str | None = None
     engine: EngineFacts | None = None
+    data: tuple[DataFacts, ...] | None = None
     timings: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
