@@ -18,6 +18,7 @@ from sealrun.policy import (
     SandboxPolicy,
     Tightening,
     approvable,
+    approved_policy,
     changed,
     changed_paths,
     committed_policy,
@@ -188,3 +189,17 @@ def test_levels_answer_findings_in_their_own_way() -> None:
 def test_nothing_approved_and_nothing_asked_is_equal() -> None:
     """Two repositories without policy need no human."""
     assert changed(Approvable(NO_POLICY), Approvable(NO_POLICY)) == ()
+
+
+def test_an_approved_policy_comes_back_from_its_record() -> None:
+    """What judges later commits is what was approved, value for value."""
+    effective = load(
+        b'level = "strict"\n[guard]\nprotected = ["a"]\n[sandbox]\nmemory = "1GiB"\n'
+        b'[sandbox.variables]\nA = "1"\n[[data]]\nsource = "/srv/x"\n',
+        source="p",
+    )
+    again = approved_policy(effective.digest, effective.values())
+    assert again.policy == effective.policy
+    assert again.origins["sandbox.memory"] == "approved"
+    plain = shipped_policy("standard")
+    assert approved_policy(plain.digest, plain.values()).policy == plain.policy

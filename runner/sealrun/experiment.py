@@ -25,16 +25,25 @@ from typing import TYPE_CHECKING, Protocol
 from sealrun import facts, leftovers, record
 from sealrun import findings as found_by
 from sealrun.data import HashCache, changes
-from sealrun.errors import EngineError, SandboxError, SealrunError, Status
+from sealrun.errors import (
+    EngineError,
+    GuardError,
+    ObjectCorrupt,
+    RepositoryError,
+    SandboxError,
+    SealrunError,
+    Status,
+)
 from sealrun.image.model import PATH, WORKDIR
 from sealrun.ledger import RunEnded, new_ulid
 from sealrun.metric import Metric, read_metric
-from sealrun.policy import Tightening, changed, changed_paths, committed_policy, tighten
+from sealrun.policy import Tightening, committed_policy, tighten
 from sealrun.progress import Progress
 from sealrun.reasons import Reason
 from sealrun.request import request_for
 from sealrun.sandbox.check import ContainerCheck
 from sealrun.sandbox.contents import Witnesses
+from sealrun.state import private
 from sealrun.verdict import Finding, Kind, Outcome, Phase, Verdict, judge
 from sealrun.workspace import compare, replaced_objects
 
@@ -204,7 +213,7 @@ class Experiment:
         """
         with self.clock.step("resolve"):
             self.tree = self._committed_tree()
-            self.policy = tighten(committed_policy(self.tree), self.asked.tightening)
+            committed = committed_policy(self.tree)
         with (
             leftovers.lock(self.directory),
             leftovers.writable_ledger(
@@ -212,7 +221,7 @@ class Experiment:
             ) as self.ledger,
         ):
             leftovers.record_dead(self.ledger, self.places, self.repository_id)
-            self._open_record()
+            self._open_record(committed)
             try:
                 return self._guarded()
             except BaseException as error:
@@ -233,10 +242,11 @@ class Experiment:
         spool = Spool(self.places.spool(self.repository_id), self.repository.algorithm)
         return read_commit(self.repository, commit, spool)
 
-    def _open_record(self) -> None:
+    def _open_record(self, committed: EffectivePolicy) -> None:
         with self.clock.step("record"):
             with self.ledger.transaction() as tx:
-                approved, candidate = record.approvals(self.ledger, self.tree, self.policy)
+                found = record.approvals(self.ledger, self.tree, committed)
+                self.policy = tighten(found.policy, self.asked.tightening)
                 tx.append(
                     record.opened(
                         self.id,
@@ -249,23 +259,10 @@ class Experiment:
                     )
                 )
                 tx.append(record.pin(self.id, self.tree.commit))
-                if approved is None:
-                    tx.append(record.approval(self.tree, self.policy, first=True))
+                if found.approved is None:
+                    tx.append(record.approval(self.tree, committed, first=True))
             self.repository.pin(self.id, self.tree.commit)
-        if approved is None:
-            short = self.tree.commit[:7]
-            self._add(
-                Finding(Reason.FIRST_APPROVAL, f"the policy of commit {short} is approved by it")
-            )
-        else:
-            self._add(
-                *found_by.from_approval(
-                    approved,
-                    candidate,
-                    changed(approved, candidate),
-                    changed_paths(approved, candidate),
-                )
-            )
+        self._add(*found_by.from_approvals(found, self.tree.commit))
         self._add(*(Finding(Reason.SANDBOX_LOOSENED, words) for words in self.policy.loosened()))
 
     def _add(self, *findings: Finding) -> None:
@@ -308,13 +305,18 @@ class Experiment:
     def _verify_1(self) -> Comparison | None:
         with self.clock.step("verify 1"):
             self._add(*found_by.from_replaced(replaced_objects(self.repository, self.tree)))
-            if self.asked.revision is not None and not self.asked.snapshot:
+            head = self._head()
+            asked_for = self.asked.revision is not None and not self.asked.snapshot
+            # Whatever it is called: HEAD is what the workspace has to equal.
+            if asked_for and head != self.tree.commit:
                 self._add(
                     Finding(Reason.OTHER_REVISION, f"{self.asked.revision} was asked for"),
                     Finding(Reason.WORKSPACE_NOT_COMPARED),
                 )
                 self.course.missing.append("the workspace was not compared with this commit")
                 return None
+            if self.asked.revision is None:
+                self._add(*found_by.from_head(self.tree.commit, head))
             comparison = compare(self.tree, self.repository)
             self._add(*found_by.from_comparison(comparison, self.tree, self.repository.workspace))
             self.course.verified.append(
@@ -322,6 +324,12 @@ class Experiment:
                 f"{comparison.size} bytes, by content"
             )
             return comparison
+
+    def _head(self) -> str | None:
+        try:
+            return self.repository.resolve()
+        except (RepositoryError, ObjectCorrupt):
+            return None
 
     # -- 4: seal, load, create -------------------------------------------------------------------
 
@@ -336,7 +344,10 @@ class Experiment:
         with self.clock.step("engine"):
             engine = connect(self.places)
             sandbox = DockerSandbox(
-                engine.client, engine.mapping.translate, owner=default_owner(self.places.state)
+                engine.client,
+                engine.mapping.translate,
+                # Other repositories' runs hold locks that this one's places know nothing of.
+                owner=default_owner(self.places.repository(self.repository_id)),
             )
             leftovers.clear_containers(sandbox, self.places, self.repository_id)
         with self.clock.step("prepare"):
@@ -384,7 +395,7 @@ class Experiment:
             self.listener.say(f"{error.message}; the next run clears the container")
 
     def _request(self, image: SealedImage, loading: Loading) -> Request:
-        self.out.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private(self.out)
         return request_for(
             run_id=self.id,
             repository_id=self.repository_id,
@@ -504,7 +515,12 @@ class Experiment:
             if self._aborts(Finding(Reason.GUARD_DIED, error.message)):
                 struck.set()
 
-        self.guard.on_mutation(self.id, mutated, lost)
+        try:
+            self.guard.on_mutation(self.id, mutated, lost)
+        except GuardError as error:
+            # It died before the gate opened. The report at the end says so; here only a policy
+            # that aborts on it has to know.
+            lost(error)
 
     def _watch(
         self,
@@ -560,16 +576,9 @@ class Experiment:
                     for d in self.datasets
                 )
             course.report = self.guard.disarm(self.id)
-            told = list(found_by.from_report(course.report, self.tree, course.gate))
-            self._add(*told)
+            self._add(*found_by.from_report(course.report, self.tree, course.gate))
             if before is not None and course.started:
-                after = compare(self.tree, self.repository)
-                known = [finding.path for finding in told if finding.path]
-                self._add(*found_by.from_final_comparison(before, after, known))
-                course.verified.append(
-                    f"after the end: {after.files} files of the workspace, {after.size} bytes, "
-                    "by content"
-                )
+                self._compare_again(before, course.report)
         verdict = judge(deduplicated(course.findings), policy, started=course.started)
         metric = None
         if course.started:
@@ -587,6 +596,20 @@ class Experiment:
         )
         self._close(finished)
         return finished
+
+    def _compare_again(self, before: Comparison, report: Report) -> None:
+        try:
+            after = compare(self.tree, self.repository)
+        except SealrunError as error:
+            # A git directory that went away during the run must not cost the run its verdict.
+            words = f"the workspace could not be compared after the end: {error.message}"
+            self._add(Finding(Reason.NOT_WATCHED, words))
+            self.course.missing.append(words)
+            return
+        self._add(*found_by.from_final_comparison(before, after, report))
+        self.course.verified.append(
+            f"after the end: {after.files} files of the workspace, {after.size} bytes, by content"
+        )
 
     def _close(self, finished: Finished) -> None:
         course = self.course

@@ -13,6 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sealrun.policy import changed, changed_paths
 from sealrun.reasons import Reason
 from sealrun.verdict import Finding, Phase
 from sealrun.workspace import diff_lines, unified_diff
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from sealrun.guard.mutations import GitState, Mutation, Report
-    from sealrun.policy import Approvable
+    from sealrun.record import Approvals
     from sealrun.sandbox.contents import Discrepancy
     from sealrun.sandbox.protocol import Interference
     from sealrun.tree import CommittedTree
@@ -74,11 +75,13 @@ def from_bytecode(paths: Sequence[bytes]) -> Iterator[Finding]:
         yield Finding(Reason.COMMITTED_BYTECODE, f"{text(path)} is compiled bytecode", text(path))
 
 
-def from_approval(
-    approved: Approvable, candidate: Approvable, reasons: Iterable[Reason], paths: Sequence[str]
-) -> Iterator[Finding]:
-    """Yield a finding for each thing that only a human may change."""
-    for reason in reasons:
+def from_approvals(found: Approvals, commit: str) -> Iterator[Finding]:
+    """Yield a finding for each thing that only a human may change, or for the first approval."""
+    approved, candidate = found.approved, found.candidate
+    if approved is None:
+        yield Finding(Reason.FIRST_APPROVAL, f"the policy of commit {commit[:7]} is approved by it")
+        return
+    for reason in changed(approved, candidate):
         if reason is Reason.POLICY_CHANGED:
             yield Finding(
                 reason,
@@ -87,7 +90,7 @@ def from_approval(
                 "sealrun.toml",
             )
         else:
-            for path in paths:
+            for path in changed_paths(approved, candidate):
                 yield Finding(reason, f"{path} is not as the owner of this loop left it", path)
 
 
@@ -109,6 +112,17 @@ def from_report(report: Report, tree: CommittedTree, gate: float | None) -> Iter
     yield from from_gaps(report)
     if report.git is not None:
         yield from _git(report.git)
+
+
+def from_head(commit: str, head: str | None) -> Iterator[Finding]:
+    """Yield a finding where HEAD leads elsewhere than when the run's commit was resolved."""
+    if head != commit:
+        yield Finding(
+            Reason.HEAD_MOVED,
+            f"HEAD moved from {commit[:12]} to {(head or 'nothing')[:12]} while the run "
+            "was being prepared",
+            phase=Phase.AFTER_COMMIT,
+        )
 
 
 def _git(state: GitState) -> Iterator[Finding]:
@@ -178,14 +192,14 @@ def diff_of(mutation: Mutation, tree: CommittedTree) -> tuple[str, ...]:
 
 
 def from_final_comparison(
-    before: Comparison, after: Comparison, known: Iterable[str]
+    before: Comparison, after: Comparison, report: Report
 ) -> Iterator[Finding]:
     """Yield a finding for each path that differs at the end and that no event told of.
 
     Args:
-        known: paths that the guard's report names already.
+        report: its mutations are findings already; what it merely notes is none.
     """
-    told = {*known, *(text(d.path) for d in before.differences)}
+    told = {text(m.path) for m in report.mutations} | {text(d.path) for d in before.differences}
     for difference in after.differences:
         name = text(difference.path)
         if name not in told:

@@ -5,6 +5,8 @@ Rules that this module keeps:
 - No IO: text and bytes come in, frozen models go out.
 - Unknown keys and impossible values are errors that name the line and the nearest key.
 - Precedence is shipped < commit < command line, and the command line may only tighten.
+- A commit is judged by the approved policy, also when it brings another: else it could answer for
+  itself.
 - A policy is identified by the bytes that a human can approve: those of ``sealrun.toml`` in the
   commit (none: the shipped ``standard``).
 - Every loosening against ``standard`` can be listed, so that it goes on record.
@@ -58,8 +60,15 @@ def parse_duration(value: object) -> object:
     return value
 
 
-Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
-Duration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0)]
+#: An engine takes sizes as signed 64-bit integers (Engine API, HostConfig).
+_LARGEST = 2**63 - 1
+#: Less memory no container gets (moby, daemon_unix.go: linuxMinMemory).
+_LEAST_MEMORY = 6 << 20
+
+Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0, le=_LARGEST)]
+Memory = Annotated[int, BeforeValidator(parse_size), Field(ge=_LEAST_MEMORY, le=_LARGEST)]
+Cpus = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Duration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0, allow_inf_nan=False)]
 
 
 class Level(StrEnum):
@@ -99,14 +108,15 @@ class SandboxPolicy(_Section):
     gpus: Literal["caller", "none"] = Field(
         default="caller", description="GPUs: those the caller sees"
     )
-    memory: Size | None = Field(
+    memory: Memory | None = Field(
         default=None, description="bytes; without it as much as the caller has"
     )
-    cpus: Annotated[float, Field(gt=0)] | None = Field(
-        default=None, description="CPU time per wall time"
+    cpus: Cpus | None = Field(default=None, description="CPU time per wall time")
+    # The init is a process and holds descriptors: with less it could not start an experiment.
+    pids: Annotated[int, Field(ge=2, le=_LARGEST)] = Field(
+        default=4096, description="processes and threads"
     )
-    pids: Annotated[int, Field(gt=0)] = Field(default=4096, description="processes and threads")
-    open_files: Annotated[int, Field(gt=0)] = Field(
+    open_files: Annotated[int, Field(ge=16, le=_LARGEST)] = Field(
         default=65536, description="descriptors a process"
     )
     file_size: Size | None = Field(default=None, description="bytes of one file")
@@ -472,9 +482,50 @@ def tighten(effective: EffectivePolicy, asked: Tightening) -> EffectivePolicy:
     if asked.cpus is not None:
         check("--cpus", "sandbox.cpus", asked.cpus, policy.sandbox.cpus)
         changes["sandbox"]["cpus"] = asked.cpus
-    return EffectivePolicy(
-        Policy.model_validate(changes), origins, effective.digest, effective.committed
-    )
+    try:
+        tightened = Policy.model_validate(changes)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = origins[".".join(map(str, first["loc"]))]
+        raise UsageError(
+            f"{option} asks for what no experiment can run with: {first['msg']}",
+            hint="Ask for more, or leave the option out.",
+        ) from error
+    return EffectivePolicy(tightened, origins, effective.digest, effective.committed)
+
+
+def approved_policy(digest: str, values: Mapping[str, Any]) -> EffectivePolicy:
+    """Return the policy that a human approved, from the values that were recorded then.
+
+    Args:
+        digest: of the approved policy's bytes.
+        values: as ``EffectivePolicy.values`` gave them.
+
+    Raises:
+        PolicyError: this version cannot read them.
+    """
+    nested: dict[str, Any] = {}
+    for key, value in values.items():
+        section, _, name = key.partition(".")
+        if not name:
+            nested[section] = value
+            continue
+        into = nested.setdefault(section, {})
+        # One table lies deeper: the variables, whose names are the policy's own.
+        name, _, variable = name.partition(".")
+        if variable:
+            into.setdefault(name, {})[variable] = value
+        else:
+            into[name] = value
+    try:
+        policy = Policy.model_validate(nested)
+    except ValidationError as error:
+        raise PolicyError(
+            f"the approved policy {digest[:12]} on record cannot be read by this version: {error}",
+            hint="Use the version that recorded it; the owner of this loop can approve anew.",
+        ) from error
+    origins = dict.fromkeys(values, "approved")
+    return EffectivePolicy(policy, origins, digest, committed=True)
 
 
 @dataclass(frozen=True)

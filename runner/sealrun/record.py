@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -37,7 +38,7 @@ from sealrun.ledger import (
     new_ulid,
     utc,
 )
-from sealrun.policy import Approvable, approvable
+from sealrun.policy import Approvable, approvable, approved_policy
 from sealrun.reasons import Reason
 from sealrun.verdict import severity
 
@@ -65,18 +66,39 @@ TIER = "container"
 OUTPUTS_LISTED = 1000
 
 
-def approvals(
-    ledger: Ledger, tree: CommittedTree, policy: EffectivePolicy
-) -> tuple[Approvable | None, Approvable]:
-    """Return what is approved here (None before the first run) and what this commit asks for."""
+@dataclass(frozen=True)
+class Approvals:
+    """What a commit asks for, beside what is approved here.
+
+    Attributes:
+        approved: None before the first run.
+        candidate: what this commit asks a human to approve.
+        policy: what judges the commit: the approved policy, and its own only where that is the
+            approved one or nothing is approved yet.
+    """
+
+    approved: Approvable | None
+    candidate: Approvable
+    policy: EffectivePolicy
+
+
+def approvals(ledger: Ledger, tree: CommittedTree, committed: EffectivePolicy) -> Approvals:
+    """Compare a commit's policy and protected files with the approved ones.
+
+    Raises:
+        PolicyError: the approved policy on record cannot be read by this version.
+    """
     recorded = ledger.approved()
     if recorded is None:
-        return None, approvable(tree, policy)
+        return Approvals(None, approvable(tree, committed), committed)
     approval = recorded.event
     patterns = approval.values.get("guard.protected", ())
     names = tuple(str(p) for p in patterns) if isinstance(patterns, list | tuple) else ()
-    candidate = approvable(tree, policy, names)
-    return Approvable(approval.policy, dict(approval.protected), names), candidate
+    approved = Approvable(approval.policy, dict(approval.protected), names)
+    judging = committed
+    if approval.policy != committed.digest:
+        judging = approved_policy(approval.policy, approval.values)
+    return Approvals(approved, approvable(tree, committed, names), judging)
 
 
 def approval(

@@ -163,9 +163,9 @@ def _confirm(tree: CommittedTree, rows: list[tuple[str, str, str]]) -> str:
 
 
 def _identity(repository: Repository) -> str:
-    from sealrun.state import repository_id
+    from sealrun.leftovers import identify
 
-    return repository_id(repository.common_dir) or ""
+    return identify(repository)
 
 
 def _of_commit(rev: str) -> tuple[Repository, Places, CommittedTree, EffectivePolicy]:
@@ -174,7 +174,7 @@ def _of_commit(rev: str) -> tuple[Repository, Places, CommittedTree, EffectivePo
     from sealrun.state import Places
     from sealrun.tree import Spool, read_commit
 
-    repository = Repository.find(Path.cwd())
+    repository = Repository.here()
     places = Places.of_user()
     spool = Spool(places.spool(_identity(repository)), repository.algorithm)
     tree = read_commit(repository, repository.resolve(rev), spool)
@@ -188,8 +188,9 @@ def _differences(rev: str) -> list[tuple[str, str, str]]:
 
     repository, places, tree, effective = _of_commit(rev)
     with writable_ledger(repository, places, _identity(repository)) as ledger:
-        approved, candidate = record.approvals(ledger, tree, effective)
+        found = record.approvals(ledger, tree, effective)
         recorded = ledger.approved()
+    approved, candidate = found.approved, found.candidate
     if approved is None or recorded is None:
         return []
     rows: list[tuple[str, str, str]] = []

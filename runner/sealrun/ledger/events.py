@@ -156,7 +156,6 @@ class RunOpened(Event):
         policy: effective.
         host: the machine.
         engine: what runs the container.
-        data: what is mounted from outside the repository.
         protection: ``same-user`` or ``separated`` (DESIGN section 1).
         tier: ``container``, ``namespace`` or ``process``: how strong the isolation is.
         controller: the process that runs it.
@@ -252,6 +251,7 @@ class RunProgress(Event):
         container: the engine's id of the container.
         init: digest of the container's PID 1.
         engine: what runs the container.
+        data: what is mounted from outside the repository.
         timings: seconds of each step so far.
     """
 
