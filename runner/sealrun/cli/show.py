@@ -228,12 +228,13 @@ def _coverage(record: RunRecord) -> Iterator[str]:
 
 def _mutations(record: RunRecord) -> Iterator[str]:
     for alert in record.alerts:
-        yield from _mutation(alert)
+        yield from mutation(alert)
     if not record.alerts and record.ended is not None:
         yield "none on record"
 
 
-def _mutation(recorded: Recorded[Alert]) -> Iterator[str]:
+def mutation(recorded: Recorded[Alert]) -> Iterator[str]:
+    """Yield the lines of one alert: what, when, by whom, the diff and where the evidence is."""
     alert = recorded.event
     yield f"{visible(alert.path)}: {visible(alert.change)}, {visible(alert.phase)}"
     details = [
