@@ -36,6 +36,11 @@ class Cli:
             self.home / "state", self.home / "data", self.home / "cache", self.home / "runtime"
         )
 
+    @property
+    def program(self) -> str:
+        """The command, for tests that start it in a way of their own."""
+        return str(SEALRUN)
+
     def with_base(self) -> Cli:
         """Put the shipped base into this home, as ``sealrun warm`` would."""
         shared_base(self.places)

@@ -40,6 +40,16 @@ _OPTIONS = (
     *("-c", "log.showSignature=false"),
 )
 
+#: What ``Repository.find`` asks git, in this order.
+_SHAPE = (
+    "--is-bare-repository",
+    "--is-inside-work-tree",
+    "--absolute-git-dir",
+    "--git-common-dir",
+    "--show-object-format",
+    "--show-toplevel",
+)
+
 
 def environment() -> dict[str, str]:
     """Return the environment of every git call of ours; no ``GIT_*`` of the caller survives."""
@@ -110,6 +120,20 @@ class Git:
         return output
 
 
+def current_directory() -> Path:
+    """Return the current directory.
+
+    Raises:
+        RepositoryError: somebody removed it.
+    """
+    try:
+        return Path.cwd()
+    except FileNotFoundError as error:
+        raise RepositoryError(
+            "the current directory is gone", hint="Change to another one (cd)."
+        ) from error
+
+
 @dataclass(frozen=True)
 class Repository:
     """A git repository with a working directory.
@@ -129,6 +153,15 @@ class Repository:
     branch: str | None
 
     @classmethod
+    def here(cls) -> Repository:
+        """Find the repository around the current directory.
+
+        Raises:
+            RepositoryError: there is none, it is bare, or the directory is gone.
+        """
+        return cls.find(current_directory())
+
+    @classmethod
     def find(cls, directory: Path) -> Repository:
         """Find the repository around a directory.
 
@@ -136,15 +169,7 @@ class Repository:
             RepositoryError: there is none, or it is bare.
         """
         git = Git(directory)
-        status, output, errors = git.attempt(
-            "rev-parse",
-            "--is-bare-repository",
-            "--is-inside-work-tree",
-            "--absolute-git-dir",
-            "--git-common-dir",
-            "--show-object-format",
-            "--show-toplevel",
-        )
+        status, output, errors = git.attempt("rev-parse", *_SHAPE)
         lines = output.split(b"\n")
         if status != 0 and lines[0] == b"true":
             raise RepositoryError(
@@ -164,7 +189,10 @@ class Repository:
                     hint="sealrun runs what is committed: git init, add and commit first.",
                 )
             raise RepositoryError(f"git cannot read the repository at {directory}: {words}")
-        _, _, git_dir, common, algorithm, top = lines[:6]
+        if len(lines) != len(_SHAPE) + 1:
+            # A path holds a line feed, which rev-parse does not escape: one question at a time.
+            lines = [git.run("rev-parse", option).removesuffix(b"\n") for option in _SHAPE]
+        _, _, git_dir, common, algorithm, top = lines[: len(_SHAPE)]
         head = git.attempt("symbolic-ref", "-q", "HEAD")[1].strip()
         return cls(
             workspace=Path(os.fsdecode(top)),
@@ -187,10 +215,10 @@ class Repository:
             UsageError: the revision is unknown, ambiguous or no commit.
             ObjectCorrupt: HEAD names an object that git cannot read.
         """
-        status, output, errors = self.git.attempt(
+        status, output, _ = self.git.attempt(
             "rev-parse", "--verify", "--quiet", "--end-of-options", revision + "^{commit}"
         )
-        if status == 0:
+        if status == 0 and revision:
             return output.strip().decode("ascii")
         named = self.git.attempt("rev-parse", "--verify", "--quiet", "--end-of-options", revision)
         if named[0] == 0 and revision == "HEAD":
@@ -205,8 +233,9 @@ class Repository:
                 f"{self.workspace} has no commit yet",
                 hint="Commit first (git add, git commit), or use sealrun run --snapshot.",
             )
-        words = errors.decode("utf-8", "replace").strip()
-        detail = " is ambiguous" if "ambiguous" in words else " is not known here"
+        # With --quiet git does not say why.
+        _, _, errors = self.git.attempt("rev-parse", "--verify", "--end-of-options", revision)
+        detail = " is ambiguous" if b"is ambiguous" in errors else " is not known here"
         raise UsageError(
             f"revision {revision!r}{detail}",
             hint="git log --oneline --all lists the commits of this repository.",

@@ -15,9 +15,10 @@ import fcntl
 import os
 from typing import TYPE_CHECKING
 
-from sealrun.errors import StorageFault
+from sealrun.errors import LedgerMissing, StorageFault
 from sealrun.ledger import RunEnded, is_alive, open_ledger
 from sealrun.ledger.alive import LOCK
+from sealrun.state import repository_id
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -48,6 +49,30 @@ def lock(directory: Path) -> Generator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def identify(repository: Repository) -> str:
+    """Return the id of a repository, and give it one where nothing was ever pinned.
+
+    Raises:
+        LedgerMissing: runs are pinned, but the id that names their ledger is gone.
+        StorageFault: the id cannot be read or written.
+    """
+    known = repository_id(repository.common_dir, create=False)
+    if known is None:
+        if repository.pinned():
+            raise without_id(repository)
+        known = repository_id(repository.common_dir)
+    return known or ""
+
+
+def without_id(repository: Repository) -> LedgerMissing:
+    """Return the error for pinned runs whose ledger has lost its name."""
+    return LedgerMissing(
+        f"this repository has pinned runs, but no {repository.common_dir}/sealrun/id, "
+        "which names their ledger",
+        hint="Restore that file from a backup of the git directory.",
+    )
 
 
 def writable_ledger(repository: Repository, places: Places, repository_id: str) -> Ledger:

@@ -142,7 +142,10 @@ def repository_id(common_dir: Path, *, create: bool = True) -> str | None:
             return None
         return _new_id(file)
     except (OSError, UnicodeDecodeError) as error:
-        raise StorageFault(f"cannot read {file}: {error}") from error
+        raise StorageFault(
+            f"cannot read {file}: {error}",
+            hint="Restore the file from a backup; the ledger is found by it.",
+        ) from error
     if len(text) != 32 or not set(text) <= set("0123456789abcdef"):  # noqa: PLR2004 - 128 bits
         raise StorageFault(
             f"{file} does not hold a repository id",

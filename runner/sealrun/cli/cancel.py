@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -27,12 +26,12 @@ def command(
     from sealrun import facts
     from sealrun.git import Repository
     from sealrun.ledger import is_alive
-    from sealrun.leftovers import record_dead, writable_ledger
-    from sealrun.state import Places, repository_id
+    from sealrun.leftovers import identify, record_dead, writable_ledger
+    from sealrun.state import Places
 
-    repository = Repository.find(Path.cwd())
+    repository = Repository.here()
     places = Places.of_user()
-    identity = repository_id(repository.common_dir) or ""
+    identity = identify(repository)
     with writable_ledger(repository, places, identity) as ledger:
         run_id = ledger.resolve(run)
         record = ledger.run(run_id)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -24,11 +23,12 @@ def command(
     """
     from sealrun.doctor import Grade, examine
     from sealrun.doctor.model import PROTECTION, TIER
+    from sealrun.git import current_directory
     from sealrun.state import Places
 
     out = console.current()
     with out.task("examining this machine and this repository"):
-        found = examine(Places.of_user(), Path.cwd())
+        found = examine(Places.of_user(), current_directory())
     if json:
         out.json(
             {

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,6 +18,8 @@ from sealrun.cli import console
 from sealrun.errors import Status
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from sealrun.guard import GuardStatus
 
 
@@ -42,7 +43,7 @@ def command(
     from sealrun.guard import ensure, find
     from sealrun.state import Places
 
-    workspace = Repository.find(Path.cwd()).workspace
+    workspace = Repository.here().workspace
     places = Places.of_user()
     client = ensure(workspace, places) if action is Action.START else find(workspace, places)
     if client is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as json_module
 import os
 import secrets
-from pathlib import Path
+from pathlib import Path  # noqa: TC003 - typer reads annotations at run time
 from typing import TYPE_CHECKING, Annotated
 
 import typer

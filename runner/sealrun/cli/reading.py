@@ -11,11 +11,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from sealrun.cli.console import printable
-from sealrun.errors import LedgerMissing, RepositoryError, UsageError
+from sealrun.errors import UsageError
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -81,21 +80,15 @@ def open_here() -> Here:
     from sealrun.ledger import open_ledger
     from sealrun.state import Places, repository_id
 
-    try:
-        directory = Path.cwd()
-    except FileNotFoundError as error:
-        raise RepositoryError("the current directory is gone", hint="cd to another.") from error
-    repository = Repository.find(directory)
+    repository = Repository.here()
     identity = repository_id(repository.common_dir, create=False)
     pinned = bool(repository.pinned())
     places = Places.of_user()
     if identity is None:
         if pinned:
-            raise LedgerMissing(
-                f"this repository has pinned runs, but no {repository.common_dir}/sealrun/id, "
-                "which names their ledger",
-                hint="Restore that file from a backup of the git directory.",
-            )
+            from sealrun.leftovers import without_id
+
+            raise without_id(repository)
         return Here(places, "", None)
     ledger = open_ledger(places.ledger(identity), identity, pinned_refs_exist=pinned)
     return Here(places, identity, ledger)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import json
 import os
 import sys
 import threading
-from pathlib import Path
+from pathlib import Path  # noqa: TC003 - typer reads annotations at run time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -70,9 +71,12 @@ def command(
     threading.Thread(target=importlib.import_module, args=("docker",), daemon=True).start()
     from sealrun.experiment import Asked, Experiment, exit_status
     from sealrun.git import Repository
-    from sealrun.state import Places, repository_id
+    from sealrun.leftovers import identify
+    from sealrun.state import Places
 
-    repository = Repository.find(Path.cwd())
+    if result_file is not None:
+        result_file = _announced(result_file)
+    repository = Repository.here()
     places = Places.of_user()
     if snapshot:
         if rev is not None:
@@ -81,28 +85,77 @@ def command(
 
         rev = take(repository)
     asked = Asked(
-        argv=tuple(argv),
+        argv=tuple(_word(number, word) for number, word in enumerate(argv)),
         revision=rev,
         idea=message,
         tightening=_tightening(policy, deadline, memory, cpus),
         make=sys.stderr.isatty() and sys.stdin.isatty(),
         snapshot=snapshot,
     )
-    identity = repository_id(repository.common_dir) or ""
+    identity = identify(repository)
     experiment = Experiment(asked, repository, identity, places, console.current())
     try:
         finished = experiment.execute()
     except (SealrunError, KeyboardInterrupt) as error:
         if result_file is not None:
-            _write(result_file, _fault(experiment.id, error))
+            try:
+                _write(result_file, _fault(experiment.id, error))
+            except StorageFault as also:
+                console.current().error(also)
         raise
     status = exit_status(finished, fail_on_flag=fail_on_flag)
-    if result_file is not None:
-        _write(result_file, _result(finished, status))
     _tell(finished)
     if finished.outcome == "failed":
         _tell_why(experiment.log)
+    if result_file is not None:
+        _write(result_file, _result(finished, status))
     return status
+
+
+def _word(number: int, word: str) -> str:
+    """Return a word of the command as UTF-8, whatever the caller's locale made of its bytes.
+
+    Raises:
+        UsageError: its bytes are not UTF-8.
+    """
+    try:
+        return os.fsencode(word).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"word {number + 1} of the command, {word!r}, is not UTF-8",
+            hint="Engines take commands as JSON, which is UTF-8; put such a name into a script.",
+        ) from error
+
+
+def _announced(file: Path) -> Path:
+    """Return where the result goes, after trying; what an earlier run left there is removed.
+
+    A run takes hours: its result must not be lost at the end, and nobody may take an old one for it.
+
+    Raises:
+        UsageError: nothing can be written there.
+    """
+    file = file.resolve()
+    try:
+        if file.exists() and not file.is_file():
+            raise UsageError(
+                f"--result-file {file} is no regular file",
+                hint="Name a new file, or an old result.",
+            )
+        draft = _draft(file)
+        draft.touch()
+        draft.unlink()
+        file.unlink(missing_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"--result-file {file} cannot be written: {error.strerror}",
+            hint="Name a file in a directory that exists and that you may write to.",
+        ) from error
+    return file
+
+
+def _draft(file: Path) -> Path:
+    return file.with_name(f".{file.name}.{os.getpid()}")
 
 
 def _tightening(
@@ -117,7 +170,7 @@ def _tightening(
         )
     if not (size is None or isinstance(size, int)) or size == 0:
         raise UsageError(f"--memory {memory!r} is no size", hint="For example 8GiB or 500MB.")
-    if cpus is not None and cpus <= 0:
+    if cpus is not None and not 0 < cpus < float("inf"):
         raise UsageError(f"--cpus {cpus:g} is no number of CPUs", hint="For example 1.5.")
     if level is not None and level not in list(Level):
         raise UsageError(f"--policy {level!r} is no level", hint="One of audit, standard, strict.")
@@ -255,12 +308,16 @@ def _fault(run_id: str, error: BaseException) -> dict[str, Any]:
 
 
 def _write(file: Path, document: dict[str, Any]) -> None:
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    draft = _draft(file)
     try:
         draft.write_text(
             json.dumps({"schema": console.SCHEMA, **document}, indent=2) + "\n", "ascii"
         )
         draft.replace(file)
     except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise StorageFault(f"cannot write the result file {file}: {error.strerror}") from error
+        with contextlib.suppress(OSError):
+            draft.unlink()
+        raise StorageFault(
+            f"cannot write the result file {file}: {error.strerror}",
+            hint=f"The run is on record: sealrun show --json {document['run']} prints it.",
+        ) from error

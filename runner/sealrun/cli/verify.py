@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -30,14 +29,15 @@ def command(
     """
     from sealrun.findings import text
     from sealrun.git import Repository
-    from sealrun.state import Places, repository_id
+    from sealrun.leftovers import identify
+    from sealrun.state import Places
     from sealrun.tree import Spool, read_commit
     from sealrun.workspace import compare, replaced_objects, unified_diff
 
     voice = console.current()
-    repository = Repository.find(Path.cwd())
+    repository = Repository.here()
     places = Places.of_user()
-    identity = repository_id(repository.common_dir) or ""
+    identity = identify(repository)
     spool = Spool(places.spool(identity), repository.algorithm)
     tree = read_commit(repository, repository.resolve(), spool)
     comparison = compare(tree, repository)

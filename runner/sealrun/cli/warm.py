@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -36,14 +35,15 @@ def command(
     from sealrun.image.prepare import prepare
     from sealrun.image.seal import seal
     from sealrun.image.tree_layer import TreeLayers
+    from sealrun.leftovers import identify
     from sealrun.policy import committed_policy
-    from sealrun.state import Places, repository_id
+    from sealrun.state import Places
     from sealrun.tree import Spool, read_commit
 
     voice = console.current()
-    repository = Repository.find(Path.cwd())
+    repository = Repository.here()
     places = Places.of_user()
-    identity = repository_id(repository.common_dir) or ""
+    identity = identify(repository)
     spool = Spool(places.spool(identity), repository.algorithm)
     tree = read_commit(repository, repository.resolve(rev), spool)
     policy = committed_policy(tree).policy

@@ -240,6 +240,11 @@ def _objection(engine: Engine, probe: Probe) -> EngineUnavailable | None:
             hint="Repair or restart that engine; `sealrun engine status` probes it again.",
         )
     place = probe.different[0]
+    if not _utf8(place):
+        return EngineUnavailable(
+            f"no engine can be told of our {place!r}: that name is not UTF-8",
+            hint="Set SEALRUN_HOME to a directory whose path is UTF-8.",
+        )
     if engine.mapping.rules:
         try:
             outside = engine.mapping.translate(Path(place))
@@ -257,6 +262,14 @@ def _objection(engine: Engine, probe: Probe) -> EngineUnavailable | None:
         hint="If sealrun runs in a container beside the engine's socket, mount its directories at"
         f" the same paths, or declare them: {VARIABLE}=/inside:/outside[,…].",
     )
+
+
+def _utf8(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _probe(engine: Engine, places: Places, *, fresh: bool) -> Probe:

@@ -42,6 +42,10 @@ _KILL = 5.0
 #: Seconds between two measurements of new files, and how much longer than one they are apart.
 _MEASURE, _MEASURE_RATIO = 1.0, 20.0
 _PROC = Path("/proc")
+_CREATE_HINT = (
+    "A limit that this machine cannot grant stands in [sandbox] of the policy (sealrun policy show) "
+    "or on the command line; about the engine `sealrun doctor` says more."
+)
 
 
 def default_owner(state: Path) -> str:
@@ -55,12 +59,15 @@ def default_owner(state: Path) -> str:
 
 
 @contextlib.contextmanager
-def _engine_errors(doing: str, *, refused: bool = False) -> Generator[None]:
+def _engine_errors(
+    doing: str, *, refused: bool = False, hint: str | None = None
+) -> Generator[None]:
     """Turn what docker-py and below raise into errors of ours.
 
     Args:
         doing: what was tried, e.g. ``start a container``.
         refused: an answer of the engine means that our request was wrong.
+        hint: what to do when the engine refused.
     """
     import docker.errors
     import requests
@@ -71,7 +78,7 @@ def _engine_errors(doing: str, *, refused: bool = False) -> Generator[None]:
     except docker.errors.APIError as error:
         kind = SandboxError if refused else EngineError
         text = str(error.explanation or error)
-        raise kind(f"the engine refused to {doing}: {text}") from error
+        raise kind(f"the engine refused to {doing}: {text}", hint=hint) from error
     except (
         docker.errors.DockerException,
         requests.RequestException,
@@ -123,7 +130,9 @@ class DockerSandbox:
             request.init.parent.parent, {"passwd": request.passwd, "group": request.group}
         )
         body = spec.specification(request, accounts, self._owner, self._translate)
-        with _engine_errors(f"create the container {request.name}", refused=True):
+        with _engine_errors(
+            f"create the container {request.name}", refused=True, hint=_CREATE_HINT
+        ):
             answer = self._client.create_container_from_config(body, request.name)
         container = DockerContainer(
             self._client, str(answer["Id"]), request, spec.mounts(request, accounts)
