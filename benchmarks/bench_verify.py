@@ -38,7 +38,8 @@ def make(directory: Path, files: int) -> Repository:
         folder.mkdir(exist_ok=True)
         size = int(random.expovariate(1 / AVERAGE))
         (folder / f"f{number:06d}.py").write_bytes(os.urandom(size))
-    git = ["git", "-c", "user.name=b", "-c", "user.email=b@example.invalid"]
+    # gc.auto: git would go on packing in the background while we measure.
+    git = ["git", "-c", "gc.auto=0", "-c", "user.name=b", "-c", "user.email=b@example.invalid"]
     subprocess.run([*git, "init", "-q", directory], check=True)
     subprocess.run([*git, "-C", directory, "add", "-A"], check=True)
     subprocess.run([*git, "-C", directory, "commit", "-q", "-m", "bench"], check=True)
