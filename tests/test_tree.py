@@ -13,7 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from _git import Repo
-from sealrun.errors import ObjectCorrupt, RepositoryError, SealRefused, UsageError
+from sealrun.errors import (
+    ObjectCorrupt,
+    RepositoryError,
+    SealRefused,
+    StorageFault,
+    UsageError,
+)
 from sealrun.git import Repository
 from sealrun.tree import (
     EXECUTABLE,
@@ -102,13 +108,25 @@ def test_a_spooled_object_outlives_its_corruption_in_git(repo: Repo) -> None:
 
 
 def test_a_damaged_spool_is_noticed(repo: Repo) -> None:
-    """The spool's bytes are hashed again each time they are read."""
+    """The spool's bytes are hashed each time they are read; damage costs one run, no more."""
     repo.commit({"train.py": "SCALAR_LR = 0.5\n"})
     tree = repo.tree()
     file = repo.spools / "objects-sha1"
     file.write_bytes(file.read_bytes().replace(b"0.5", b"0.3"))
-    with pytest.raises(ObjectCorrupt, match="damaged"):
+    with pytest.raises(StorageFault, match="damaged"):
         tree.read(tree.entries[0])
+    again = repo.tree()
+    assert again.read(again.entries[0]) == b"SCALAR_LR = 0.5\n"
+
+
+def test_a_spool_that_was_cut_off_is_filled_again(repo: Repo) -> None:
+    """Rows that point beyond the end of the bytes give way to the objects read anew."""
+    repo.commit({"train.py": "SCALAR_LR = 0.5\n"})
+    repo.tree()
+    os.truncate(repo.spools / "objects-sha1", 10)
+    for _ in range(2):
+        tree = repo.tree()
+        assert tree.read(tree.entries[0]) == b"SCALAR_LR = 0.5\n"
 
 
 def test_a_broken_index_of_the_spool_is_made_again(repo: Repo) -> None:

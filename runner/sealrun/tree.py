@@ -18,7 +18,7 @@ import hashlib
 import os
 import sqlite3
 import threading
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, BinaryIO
 
@@ -99,6 +99,11 @@ class Spool:
         end = self._bytes.stat().st_size if self._bytes.exists() else 0
         self._known = {oid: (kind, at, size) for oid, kind, at, size in rows if at + size <= end}
 
+    def _drop_beyond(self, end: int) -> None:
+        """Forget rows that a cut-off file of bytes no longer backs, before it grows over them."""
+        with closing(self._connect()) as connection:
+            connection.execute("DELETE FROM objects WHERE at + size > ?", (end,))
+
     def __contains__(self, oid: str) -> bool:
         return oid in self._known
 
@@ -110,7 +115,7 @@ class Spool:
         """Return a stored object's bytes, hashed again.
 
         Raises:
-            ObjectCorrupt: the stored bytes no longer hash to the id (the disk, or somebody).
+            StorageFault: the stored bytes no longer hash to the id (the disk, or somebody).
             KeyError: it is not stored.
         """
         stored, at, size = self._known[oid]
@@ -118,11 +123,17 @@ class Spool:
             self._handle = os.open(self._bytes, os.O_RDONLY | os.O_CLOEXEC)
         content = _pread(self._handle, size, at)
         if stored != kind or object_id(kind, content, self.algorithm) != oid:
-            raise ObjectCorrupt(
+            self._forget(oid)
+            raise StorageFault(
                 f"the spooled copy of {kind} {oid} in {self.directory} is damaged",
-                hint=f"Remove {self.directory}: it is a cache and is made again.",
+                hint="Check the disk, then run again: it is a cache, and this object is now read "
+                "from git anew.",
             )
         return content
+
+    def _forget(self, oid: str) -> None:
+        with suppress(sqlite3.Error), closing(self._connect()) as connection:
+            connection.execute("DELETE FROM objects WHERE oid = ?", (oid,))
 
     @contextmanager
     def appending(self) -> Generator[_Appender]:
@@ -135,6 +146,7 @@ class Spool:
             with self._bytes.open("ab") as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 # Another process may have added objects while we waited.
+                self._drop_beyond(file.seek(0, os.SEEK_END))
                 self._load()
                 appender = _Appender(self, file)
                 yield appender
