@@ -28,7 +28,7 @@ from _image import (
     git,
     repository,
 )
-from sealrun.errors import ObjectCorrupt, SealRefused
+from sealrun.errors import SealRefused, StorageFault
 from sealrun.image import tree_layer
 from sealrun.image.model import MTIME
 from sealrun.image.tree_layer import (
@@ -282,7 +282,12 @@ def test_leaving_the_tree_agrees_with_a_real_file_system(links: dict[bytes, byte
             except OSError as error:
                 if error.errno == errno.ELOOP:
                     continue
-            assert leaves(path, links) == (not link.resolve().is_relative_to(root))
+            try:
+                end = link.resolve()
+            except RuntimeError:
+                # A loop behind a name that is not there: the kernel never gets to it.
+                continue
+            assert leaves(path, links) == (not end.is_relative_to(root))
 
 
 def test_a_damaged_spool_is_never_sealed(workshop: Workshop) -> None:
@@ -290,7 +295,7 @@ def test_a_damaged_spool_is_never_sealed(workshop: Workshop) -> None:
     tree = workshop.tree({b"a": b"SCALAR_LR = 0.5\n"})
     (spooled,) = (workshop.root / "spool-1").glob("objects-*")
     spooled.write_bytes(spooled.read_bytes().replace(b"0.5", b"0.3"))
-    with pytest.raises(ObjectCorrupt):
+    with pytest.raises(StorageFault):
         workshop.trees.layer(tree)
     assert list(workshop.trees.directory.iterdir()) == []
 
@@ -303,6 +308,19 @@ def test_a_known_tree_is_not_written_twice(workshop: Workshop) -> None:
     assert not first.reused
     assert second.reused
     assert (second.layer, second.manifest) == (first.layer, first.manifest)
+
+
+def test_a_record_that_names_another_trees_layer_is_no_record(workshop: Workshop) -> None:
+    """Verify 2 believes the manifest, so a cached one is compared with the committed bytes."""
+    good = workshop.tree({b"train.py": b"SCALAR_LR = 0.5\n"})
+    first = workshop.trees.layer(good)
+    (record,) = workshop.trees.directory.glob("*.json")
+    bad = workshop.tree({b"train.py": b"SCALAR_LR = 0.3\n"})
+    workshop.trees.layer(bad)
+    (other,) = set(workshop.trees.directory.glob("*.json")) - {record}
+    record.write_bytes(other.read_bytes())
+    again = workshop.trees.layer(good)
+    assert (again.layer, again.manifest, again.reused) == (first.layer, first.manifest, False)
 
 
 @pytest.mark.parametrize("victim", ["record", "manifest", "layer", "version", "foreign"])

@@ -66,8 +66,7 @@ def seal(
 
     Raises:
         SealRefused: something in the tree cannot be sealed faithfully; the message names the path.
-        ObjectCorrupt: a spooled blob no longer hashes to its id.
-        StorageFault: the layer cannot be stored.
+        StorageFault: the layer cannot be stored, or a spooled blob no longer hashes to its id.
     """
     began = time.perf_counter()
     made = layers.layer(tree, progress)

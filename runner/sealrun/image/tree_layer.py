@@ -223,8 +223,7 @@ def write(tree: CommittedTree, store: LayerStore, progress: Progress | None = No
 
     Raises:
         SealRefused: something in the tree cannot be sealed faithfully.
-        ObjectCorrupt: a spooled blob no longer hashes to its id.
-        StorageFault: the layer cannot be stored.
+        StorageFault: the layer cannot be stored, or a spooled blob no longer hashes to its id.
     """
     check(tree.entries)
     links = {entry.path: tree.read(entry) for entry in tree.entries if entry.mode == SYMLINK}
@@ -269,8 +268,7 @@ def _add(
     if entry.mode == SYMLINK:
         target = links[entry.path]
         members.add(name, tar.SYMLINK, SYMLINK_MODE, target=target)
-        digest = hashlib.sha256(target).hexdigest()
-        return FileState(entry.path, "symlink", SYMLINK_MODE, len(target), digest)
+        return _file_state(entry, target)
     content = tree.read(entry)
     if is_lfs_pointer(content):
         raise _refused(
@@ -279,9 +277,9 @@ def _add(
             "Commit the file without LFS, or keep it as data: a read-only mount named in the "
             "policy, whose content is on record.",
         )
-    mode = EXECUTABLE_MODE if entry.mode == EXECUTABLE else FILE_MODE
-    members.add(name, tar.FILE, mode, content=content)
-    return FileState(entry.path, "file", mode, len(content), hashlib.sha256(content).hexdigest())
+    state = _file_state(entry, content)
+    members.add(name, tar.FILE, state.mode, content=content)
+    return state
 
 
 class _Members:
@@ -337,8 +335,7 @@ class TreeLayers:
 
         Raises:
             SealRefused: something in the tree cannot be sealed faithfully.
-            ObjectCorrupt: a spooled blob no longer hashes to its id.
-            StorageFault: the layer cannot be stored.
+            StorageFault: the layer cannot be stored, or a spooled blob no longer hashes to its id.
         """
         known = self._known(tree)
         if known is not None:
@@ -377,6 +374,8 @@ class TreeLayers:
             manifest = decode(b"".join(chunks(stored)))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, StorageFault):
             return None
+        if not _describes(manifest, tree):
+            return None
         bytecode = tuple(s.path for s in manifest if s.path.endswith(_BYTECODE) and s.sha256)
         return TreeLayer(layer, manifest, bytecode, reused=True)
 
@@ -400,6 +399,24 @@ class TreeLayers:
                 yield path.stat().st_mtime, path
             except OSError:
                 continue
+
+
+def _describes(manifest: Sequence[FileState], tree: CommittedTree) -> bool:
+    """Tell whether a stored manifest is a tree's; verify 2 believes it, so nothing is assumed."""
+    listed = [state for state in manifest if state.kind != "directory"]
+    return [state.path for state in listed] == [entry.path for entry in tree.entries] and all(
+        state == _file_state(entry, tree.read(entry))
+        for state, entry in zip(listed, tree.entries, strict=True)
+    )
+
+
+def _file_state(entry: Entry, content: bytes) -> FileState:
+    """Return what a committed file or symlink is in the container."""
+    digest = hashlib.sha256(content).hexdigest()
+    if entry.mode == SYMLINK:
+        return FileState(entry.path, "symlink", SYMLINK_MODE, len(content), digest)
+    mode = EXECUTABLE_MODE if entry.mode == EXECUTABLE else FILE_MODE
+    return FileState(entry.path, "file", mode, len(content), digest)
 
 
 def _names(record: Path) -> set[str]:
