@@ -9,11 +9,11 @@ import contextlib
 import os
 import socket
 import struct
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Generator
-    from pathlib import Path
 
 #: Name of the socket in a guard's private directory.
 SOCKET = "socket"
@@ -21,8 +21,28 @@ SOCKET = "socket"
 
 def peer(connection: socket.socket) -> int:
     """Return the effective uid of the process at the other end, as of its connecting."""
+    return _credentials(connection)[1]
+
+
+def is_stopped(connection: socket.socket) -> bool:
+    """Tell whether the process at the other end is stopped (SIGSTOP) or traced into standing still.
+
+    Returns:
+        False also where the process cannot be seen from here.
+    """
+    pid = _credentials(connection)[0]
+    try:
+        # The name in the second field may hold anything, the last parenthesis included.
+        state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
+    except (OSError, IndexError):
+        return False
+    return state in (b"T", b"t")
+
+
+def _credentials(connection: socket.socket) -> tuple[int, int, int]:
     data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    return int(struct.unpack("3i", data)[1])
+    pid, uid, gid = struct.unpack("3i", data)
+    return pid, uid, gid
 
 
 @contextlib.contextmanager

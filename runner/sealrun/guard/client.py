@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import sealrun
 from sealrun.errors import GuardError
 from sealrun.guard import messages
-from sealrun.guard.address import SOCKET, nearby, peer
+from sealrun.guard.address import SOCKET, is_stopped, nearby, peer
 from sealrun.guard.coverage import Coverage, Gap, Moment
 from sealrun.guard.filesystem import now
 from sealrun.guard.messages import PROTOCOL, Document, GuardStatus, decode, encode, path_text
@@ -47,6 +48,10 @@ T = TypeVar("T")
 IDLE = 12 * 3600.0
 #: Seconds that a start may take: 100,000 directories take about 3.
 PATIENCE = 120.0
+#: Seconds that an answer may take: a drain after lost events reads every tracked file.
+ANSWER = 600.0
+#: Seconds between two looks at whether the guard can answer at all.
+_LOOK = 1.0
 LOCK, STARTING, LOG = "lock", "starting", "log"
 _KEPT = ("HOME", "LOGNAME", "PATH", "SEALRUN_HOME", "TMPDIR", "TZ", "USER")
 
@@ -216,14 +221,19 @@ class GuardClient:
 
     def _report(self, call: str, run_id: str) -> Report:
         try:
-            return _understood(messages.report, self._call(call, run=run_id))
-        except GuardLost:
+            report = _understood(messages.report, self._call(call, run=run_id))
+        except GuardError as error:
+            # Whatever is wrong with the guard: the run has a verdict, and it is not clean.
             if run_id not in self._runs:
                 raise
-            return self._post_mortem(*self._runs[run_id])
+            return self._post_mortem(*self._runs[run_id], error.message)
+        armed = self._runs.get(run_id)
+        if armed is not None and report.coverage.since != armed[0].since:
+            return self._post_mortem(*armed, "somebody else armed the run anew")
+        return report
 
-    def _post_mortem(self, armed: Coverage, evidence: Path) -> Report:
-        gap = Gap(Reason.GUARD_DIED, f"the guard (process {self.pid}) ended", {"pid": self.pid})
+    def _post_mortem(self, armed: Coverage, evidence: Path, why: str) -> Report:
+        gap = Gap(Reason.GUARD_DIED, f"{why} (process {self.pid})", {"pid": self.pid})
         coverage = replace(armed, until=now(), gaps=(*armed.gaps, gap))
         return Report(coverage, read_journal(evidence, armed.since))
 
@@ -259,7 +269,7 @@ class _Link:
             self._stream.flush()
         except (OSError, ValueError) as error:
             raise GuardLost("the guard went away") from error
-        answer = self.receive()
+        answer = self.receive(ANSWER)
         instance = str(answer.get("instance", self.instance))
         if self.instance and instance != self.instance:
             raise GuardLost("another guard answered than the one that was asked")
@@ -269,15 +279,35 @@ class _Link:
             raise GuardError(str(answer["error"]), hint=None if hint is None else str(hint))
         return answer.get("ok")
 
-    def receive(self) -> Document:
-        """Return the next line."""
+    def receive(self, patience: float | None = None) -> Document:
+        """Return the next line.
+
+        Args:
+            patience: seconds until a silent guard counts as lost; None waits for ever. A guard
+                that is stopped (SIGSTOP) counts as lost at once.
+        """
         try:
+            if patience is not None:
+                self._await(patience)
             line = self._stream.readline()
+        except GuardLost:
+            # What it may still answer one day is no answer to the next call.
+            self.close()
+            raise
         except (OSError, ValueError) as error:
             raise GuardLost("the guard went away") from error
         if not line.endswith(b"\n"):
             raise GuardLost("the guard went away")
         return decode(line)
+
+    def _await(self, patience: float) -> None:
+        # An answer is a single write and nothing is read ahead of it, so the socket alone tells.
+        deadline = time.monotonic() + patience
+        while not select.select([self._socket], [], [], _LOOK)[0]:
+            if is_stopped(self._socket):
+                raise GuardLost("the guard is stopped and does not answer")
+            if time.monotonic() > deadline:
+                raise GuardLost(f"the guard did not answer within {patience:.0f} s")
 
     def close(self) -> None:
         """Hang up."""
@@ -401,8 +431,6 @@ def _spawn(workspace: Path, directory: Path, idle_after: float) -> None:
 
 
 def _await(ready: int, directory: Path) -> None:
-    import select
-
     data = b""
     deadline = time.monotonic() + PATIENCE
     while not data.endswith(b"\n"):
