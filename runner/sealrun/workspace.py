@@ -208,10 +208,12 @@ def _with_flags(found: list[Difference], repository: Repository) -> Iterator[Dif
         for line in repository.git.run("ls-files", "-v", "-z").split(b"\0")
         if line
     }
+    # The flag alone proves nothing: anybody can set it on a file and remove the file.
+    sparse = repository.git.attempt("config", "--type=bool", "--get", "core.sparseCheckout")[1]
     for difference in found:
         flag = flags.get(difference.path, b"H")
         skipped = flag in (b"S", b"s")
-        if skipped and difference.kind is Kind.DELETED:
+        if skipped and difference.kind is Kind.DELETED and sparse.strip() == b"true":
             continue
         yield Difference(difference.path, difference.kind, hidden=skipped or flag.islower())
 
