@@ -413,44 +413,49 @@ class Experiment:
     # -- 5: verify 2: the container against the manifests; then the gate -------------------------
 
     def _inside(self, container: Container, engine: Engine, sealed: Sealed) -> None:
-        with self.clock.step("verify 2"):
-            effective = container.effective()
-            if effective.problems:
-                raise SandboxError(
-                    f"the container is not what was asked for: {'; '.join(effective.problems)}",
-                    hint="Nothing was run. sealrun doctor shows what this engine can enforce.",
-                )
-            self.course.missing.extend(effective.unseen)
-            check = ContainerCheck(
-                container,
-                sealed.image,
-                sealed.manifest,
-                [dataset.target for dataset in self.datasets],
-                Witnesses(self.places.bases, engine.id),
-            )
-            discrepancies = check.before(self.listener)
-            if discrepancies:
-                raise SandboxError(
-                    f"the engine shows other files than were sealed: "
-                    f"{', '.join(f'{d.path} is {d.what}' for d in discrepancies[:5])}",
-                    hint="Its layer store was changed or damaged. sealrun warm --repair loads the "
-                    "image again.",
-                )
-            self.course.verified.extend(check.verified)
-            self.course.missing.extend(check.missing)
-            if not check.complete:
-                self._add(Finding(Reason.NOT_REVERIFIED))
+        check = ContainerCheck(
+            container,
+            sealed.image,
+            sealed.manifest,
+            [dataset.target for dataset in self.datasets],
+            Witnesses(self.places.bases, engine.id),
+        )
+        with contextlib.closing(check):
+            with self.clock.step("verify 2"):
+                self._verify_2(container, check)
+            if container.command == "ready":
+                self._run(container)
+                with self.clock.step("verify 3"):
+                    self._add(*found_by.from_discrepancies(check.after()))
+                    self._add(*found_by.from_interference(container.interference()))
+                    # What the engine did not tell us might have been an act of others.
+                    self._add(*(Finding(Reason.EVENTS_LOST, words) for words in container.unseen()))
+        self.course.verified.extend(check.verified)
+        self.course.missing.extend(check.missing)
+        if not check.complete:
+            self._add(Finding(Reason.NOT_REVERIFIED))
         if container.command != "ready":
             self._command_missing(container.command)
             return
-        self._run(container)
-        with self.clock.step("verify 3"):
-            self._add(*found_by.from_discrepancies(check.after()))
-            self._add(*found_by.from_interference(container.interference()))
-            # What the engine did not tell us might have been an act of others.
-            self._add(*(Finding(Reason.EVENTS_LOST, words) for words in container.unseen()))
         with self.clock.step("collect"):
             self._collect(container)
+
+    def _verify_2(self, container: Container, check: ContainerCheck) -> None:
+        effective = container.effective()
+        if effective.problems:
+            raise SandboxError(
+                f"the container is not what was asked for: {'; '.join(effective.problems)}",
+                hint="Nothing was run. sealrun doctor shows what this engine can enforce.",
+            )
+        self.course.missing.extend(effective.unseen)
+        discrepancies = check.before(self.listener)
+        if discrepancies:
+            raise SandboxError(
+                f"the engine shows other files than were sealed: "
+                f"{', '.join(f'{d.path} is {d.what}' for d in discrepancies[:5])}",
+                hint="Its layer store was changed or damaged. sealrun warm --repair loads the "
+                "image again.",
+            )
 
     def _command_missing(self, why: str) -> None:
         name = self.asked.argv[0]

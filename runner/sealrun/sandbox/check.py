@@ -6,24 +6,29 @@ Rules that this module keeps:
   equals a verified one.
 - After the end: the committed files again by content, and the listing again; new files in the
   workdir are the experiment's, changed or missing ones are mutations.
+- A file that was changed and put back was read in between, for all we know: so inodes and change
+  times count after the end, and each mount that came and went.
 - What this host cannot see is said, and never assumed to be well.
 """
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from sealrun.image.model import WORKDIR
 from sealrun.sandbox.contents import (
     Discrepancy,
+    MountWatch,
     Witnesses,
     compare_rest,
     compare_workdir,
+    identities,
     listing_digest,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from sealrun.image.model import Layer, SealedImage
@@ -52,9 +57,16 @@ class ContainerCheck:
         #: Whether base and environment were compared at all.
         self.complete = True
         self._listing: str | None = None
+        self._identities: dict[bytes, tuple[int, int, int]] | None = None
+        self._mounts: MountWatch | None = None
+        if container.root is not None:
+            with contextlib.suppress(OSError):
+                self._mounts = MountWatch(container.root)
 
     def before(self, progress: Progress) -> list[Discrepancy]:
         """Compare everything before the gate opens; return what differs."""
+        if self.container.root is not None:
+            self._identities = identities(self.container.root, self.manifest)
         found = compare_workdir(self.container, self.manifest)
         files = sum(1 for state in self.manifest if state.kind == "file")
         self.verified.append(f"in the container: {files} committed files, by content, set equality")
@@ -99,8 +111,32 @@ class ContainerCheck:
             if discrepancy.what != "extra"
         ]
         self.verified.append(f"after the end: the committed files in {WORKDIR}, by content")
+        found += self._undone({discrepancy.path for discrepancy in found})
         if self._listing is None:
+            self.complete = False
             self.missing.append("base and environment were not compared after the end")
         elif self._list(self.container.root) != self._listing:
             found.append(Discrepancy("/", "changed outside the workdir"))
         return found
+
+    def _undone(self, known: set[str]) -> Iterator[Discrepancy]:
+        """Yield what was changed and put back."""
+        root = self.container.root
+        if root is None or self._identities is None or self._mounts is None:
+            self.missing.append(
+                "what was changed in the container and put back could not be seen from here"
+            )
+            return
+        after = identities(root, self.manifest)
+        for path, mark in self._identities.items():
+            name = f"{WORKDIR}/{path.decode('utf-8', 'surrogateescape')}"
+            if after.get(path) != mark and name not in known:
+                yield Discrepancy(name, "rewritten; its committed bytes are back")
+        if self._mounts.changed():
+            yield Discrepancy("/", "mounted or unmounted upon during the run")
+
+    def close(self) -> None:
+        """Let go of what was watched. Safe to repeat."""
+        mounts, self._mounts = self._mounts, None
+        if mounts is not None:
+            mounts.close()

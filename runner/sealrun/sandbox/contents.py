@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import select
 import stat
 import tarfile
 from dataclasses import dataclass
@@ -262,6 +263,49 @@ def _list(
             lines.append(
                 f"{path}\0{status.st_mode:o} {status.st_ino} {status.st_size} {status.st_ctime_ns}"
             )
+
+
+def identities(root: Path, manifest: Sequence[FileState]) -> dict[bytes, tuple[int, int, int]]:
+    """Return inode, size and ctime of each committed file in a container's workdir.
+
+    Where both are the same at two moments, nobody wrote or replaced the file in between, not even
+    to put the same bytes back.
+    """
+    found: dict[bytes, tuple[int, int, int]] = {}
+    top = os.fsencode(root) + os.fsencode(WORKDIR) + b"/"
+    for state in manifest:
+        if state.kind == "directory":
+            continue
+        try:
+            status = os.lstat(top + state.path)
+        except OSError:
+            continue
+        found[state.path] = (status.st_ino, status.st_size, status.st_ctime_ns)
+    return found
+
+
+class MountWatch:
+    """Notices every change of a process's mounts, also one that was undone.
+
+    Args:
+        root: ``/proc/PID/root``; its neighbour ``mountinfo`` can be polled (proc(5)).
+
+    Raises:
+        OSError: the mounts cannot be seen.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._file = os.open(root.parent / "mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+        self._poll = select.poll()
+        self._poll.register(self._file, select.POLLPRI)
+
+    def changed(self) -> bool:
+        """Tell whether something was mounted or unmounted since this object was made."""
+        return bool(self._poll.poll(0))
+
+    def close(self) -> None:
+        """Stop watching."""
+        os.close(self._file)
 
 
 def _name(entry: os.DirEntry[str]) -> str:
