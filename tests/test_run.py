@@ -131,7 +131,11 @@ def test_a_strike_during_the_run_cannot_reach_it(cli: Cli, repo: Repo) -> None:
     assert alert["phase"] == "during-run"
     assert "+SCALAR_LR = 0.3" in alert["diff"]
     assert b"SCALAR_LR = 0.3" in Path(alert["evidence"]).read_bytes()
-    assert alert["writer"]["how"] == "unavailable"
+    writer = alert["writer"]
+    assert writer["how"] in {"live", "cached"}
+    assert writer["process"]["cmdline"][:2] == ["sed", "-i"]
+    assert writer["parents"][0]["pid"] == os.getpid()
+    assert "written by pid" in errors.decode()
 
 
 def test_the_exit_status_and_both_streams_pass(cli: Cli) -> None:

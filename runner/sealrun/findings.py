@@ -5,21 +5,24 @@ Rules that this module keeps:
 - Pure, but for reading the bytes that a shown diff needs.
 - An observation that is not understood becomes a finding too; nothing is dropped.
 - Every gap in what was watched or compared is a finding of its own.
-- Until writers can be named, an unknown writer is treated as DESIGN section 5 says for ``unknown``.
+- A writer that is named is not yet known to be the loop's or foreign: without a session nobody is
+  assumed to be either, and DESIGN section 5 says what that means (``unknown``).
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sealrun import writers
 from sealrun.policy import changed, changed_paths
 from sealrun.reasons import Reason
 from sealrun.verdict import Finding, Phase
 from sealrun.workspace import diff_lines, unified_diff
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from sealrun.guard.mutations import GitState, Mutation, Report
     from sealrun.record import Approvals
@@ -166,6 +169,9 @@ def from_mutation(mutation: Mutation, tree: CommittedTree, gate: float | None) -
         words += f" {mutation.count} times"
     if mutation.restored:
         words += "; the committed bytes are back"
+    writer = writers.describe(writers.facts(mutation.writer, mutation.candidates, os.geteuid()))
+    if writer:
+        words += f"; {writer}"
     return Finding(Reason.EDIT_UNATTRIBUTED, words, name, phase, diff_of(mutation, tree))
 
 

@@ -10,11 +10,12 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from sealrun import __version__, facts
+from sealrun import __version__, facts, writers
 from sealrun.data import walk
 from sealrun.findings import diff_of, phase_of, text
 from sealrun.git import RUN_REFS
@@ -34,7 +35,6 @@ from sealrun.ledger import (
     PolicyFacts,
     RunOpened,
     RunProgress,
-    WriterFacts,
     new_ulid,
     utc,
 )
@@ -286,7 +286,6 @@ def alerts(run_id: str, report: Report, tree: CommittedTree, gate: float | None)
 
 def _alert(run_id: str, mutation: Mutation, tree: CommittedTree, gate: float | None) -> Alert:
     reasons = {"tracked": Reason.EDIT_UNATTRIBUTED, "data": Reason.DATA_CHANGED}
-    writer = mutation.writer
     return Alert(
         run=run_id,
         id=new_ulid(),
@@ -298,11 +297,7 @@ def _alert(run_id: str, mutation: Mutation, tree: CommittedTree, gate: float | N
         before=mutation.before,
         after=mutation.evidence.sha256 if mutation.evidence else mutation.after,
         evidence=mutation.evidence.file if mutation.evidence else None,
-        writer=WriterFacts(
-            how=writer.how,
-            why="this version does not name writers" if writer.how == "unavailable" else None,
-            category=writer.kind,
-        ),
+        writer=writers.facts(mutation.writer, mutation.candidates, os.geteuid()),
         first_at=_utc(mutation.first.wall),
         last_at=_utc(mutation.last.wall),
         count=mutation.count,

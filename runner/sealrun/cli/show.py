@@ -10,6 +10,7 @@ Rules that this module keeps:
 
 from __future__ import annotations
 
+import os
 import shlex
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,6 +28,7 @@ from sealrun.cli.reading import (
     visible,
 )
 from sealrun.errors import Status
+from sealrun.writers import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -242,6 +244,7 @@ def mutation(recorded: Recorded[Alert]) -> Iterator[str]:
         ("detail", alert.detail),
         ("seen", _seen(alert)),
         ("writer", writer_in_words(alert.writer)),
+        ("  works in", alert.writer.process.cwd if alert.writer.process else None),
         *(("  started by", _process(parent)) for parent in alert.writer.parents),
         *(("  perhaps", _process(candidate)) for candidate in alert.writer.candidates),
         *(("also", path) for path in alert.paths if path != alert.path),
@@ -278,6 +281,7 @@ def writer_in_words(writer: WriterFacts) -> str:
 
 
 def _process(process: Process) -> str:
+    process = shown(process, os.geteuid())
     name = shlex.join(process.cmdline) if process.cmdline else process.exe or "unknown program"
     pid = "" if process.pid is None else f"pid {process.pid}, "
     owner = process.user or process.uid

@@ -30,6 +30,7 @@ from sealrun.guard.mutations import Evidence, EvidenceStore, GitChange, Mutation
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from sealrun.guard.attribution import Attribution
     from sealrun.guard.coverage import Moment
     from sealrun.guard.gitstate import Snapshot
 
@@ -59,6 +60,8 @@ class _Touched:
         looked: monotonic seconds of the end of the last look.
         cost: seconds that the last look took.
         growing: what was found last, if its writer had not closed it yet.
+        explained: position of the writers' event up to which earlier looks have accounted for.
+        seen: identity at the last look; None where nothing stood there.
     """
 
     events: dict[str, None]
@@ -70,6 +73,8 @@ class _Touched:
     cost: float = 0.0
     growing: Found | None = None
     states: list[str] = field(default_factory=list[str])
+    explained: int = 0
+    seen: Identity | None = None
 
 
 class ArmedRun:
@@ -100,8 +105,12 @@ class ArmedRun:
         self._touched: dict[bytes, _Touched] = {}
         self._records: dict[tuple[bytes, str], Mutation] = {}
         self._number = 0
+        self._since = 0
         #: Foreign states that found no room in the records.
         self.dropped = 0
+        # Paths looked at, and records to tell of, since ``settle``.
+        self._looked: set[bytes] = set()
+        self._news: dict[tuple[bytes, str], bool] = {}
 
     # -- arming ------------------------------------------------------------------------------
 
@@ -120,8 +129,13 @@ class ArmedRun:
             found.update(at for at, _, _ in os.walk(root))
         return found
 
-    def take_stock(self) -> None:
-        """Record what stands where now; called once every watch is in place and drained."""
+    def take_stock(self, position: int) -> None:
+        """Record what stands where now; called once every watch is in place and drained.
+
+        Args:
+            position: of the last of the writers' events; they are not this run's.
+        """
+        self._since = position
         try:
             with Looker(self.workspace) as looker:
                 for path in self._paths:
@@ -197,6 +211,9 @@ class ArmedRun:
         touched = self._touch(path, events)
         touched.looked = time.monotonic()
         touched.cost = touched.looked - began
+        touched.seen = found.identity
+        if not found.torn:
+            self._looked.add(path)
         if found.links > 1:
             self.hard_linked.add(path)
         kind = difference(entry, found)
@@ -216,6 +233,8 @@ class ArmedRun:
         was = self._data.get(path)
         is_now = _identity_at(path)
         touched = self._touch(path, events)
+        touched.seen = is_now
+        self._looked.add(path)
         if was == is_now:
             self._as_expected(path, touched, events)
             return
@@ -238,6 +257,7 @@ class ArmedRun:
     def place(self, path: bytes, area: str, kind: str, *, final: bool = False) -> None:
         """Record that a root moved, or that a mount came or went."""
         self._touch(path, ())
+        self._looked.add(path)
         draft = replace(_draft(path, area, kind, None, None), final=final)
         self._record(path, kind, draft, MISSING)
 
@@ -289,7 +309,7 @@ class ArmedRun:
     def _touch(self, path: bytes, events: tuple[str, ...]) -> _Touched:
         touched = self._touched.get(path)
         if touched is None:
-            touched = self._touched[path] = _Touched({})
+            touched = self._touched[path] = _Touched({}, explained=self._since)
         touched.events.update(dict.fromkeys(events))
         return touched
 
@@ -305,7 +325,7 @@ class ArmedRun:
         for state in touched.states:
             record = self._records[path, state]
             if not record.restored:
-                self._publish((path, state), replace(record, restored=True))
+                self._publish((path, state), replace(record, restored=True), entered=False)
 
     def _record(self, path: bytes, state: str, draft: Mutation, found: Found) -> None:
         touched = self._touched[path]
@@ -325,6 +345,7 @@ class ArmedRun:
         if previous is not None and _grew(touched.growing, found):
             # One write, still going on: its half-way state is not a version of its own.
             half = self._records.pop((path, previous))
+            self._news.pop((path, previous), None)
             touched.states[touched.states.index(previous)] = state
             if half.evidence is not None:
                 self.store.drop(half.evidence.sha256)
@@ -343,11 +364,44 @@ class ArmedRun:
             return None
         return self.store.keep(found.sha256, found.size, found.head)
 
-    def _publish(self, key: tuple[bytes, str], mutation: Mutation) -> None:
+    def _publish(self, key: tuple[bytes, str], mutation: Mutation, *, entered: bool = True) -> None:
+        """Keep a record; ``settle`` tells of it. ``entered``: somebody brought this state about."""
         self._records[key] = mutation
-        self.store.note(encode({"mutation": mutation}).decode("ascii").rstrip("\n"))
-        for subscriber in self.subscribers:
-            subscriber(mutation)
+        self._news[key] = entered or self._news.get(key, False)
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether anything was looked at since ``settle``."""
+        return bool(self._looked or self._news)
+
+    def settle(self, attribution: Attribution, position: int) -> None:
+        """Name who made what was found since the last call, and tell of it.
+
+        Args:
+            attribution: knows who touched what.
+            position: up to which it knows everything that happened before this call.
+        """
+        news, self._news = self._news, {}
+        for key, entered in news.items():
+            mutation = self._records[key]
+            if entered:
+                path = key[0]
+                whole = path if path.startswith(b"/") else self.workspace + b"/" + path
+                touched = self._touched[path]
+                writer, candidates = attribution.name(
+                    whole,
+                    mutation.kind,
+                    touched.explained,
+                    steady=touched.seen == _identity_at(whole),
+                )
+                mutation = replace(mutation, writer=writer, candidates=candidates)
+                self._records[key] = mutation
+            self.store.note(encode({"mutation": mutation}).decode("ascii").rstrip("\n"))
+            for subscriber in self.subscribers:
+                subscriber(mutation)
+        for path in self._looked:
+            self._touched[path].explained = position
+        self._looked.clear()
 
 
 def difference(entry: Guarded, found: Found) -> str | None:

@@ -50,6 +50,7 @@ class Found:
         sha256: of the content; empty where ``digest`` is the expected one.
         head: the first ``HEAD`` bytes, where ``sha256`` is given.
         torn: the file changed while it was read; another event will follow.
+        identity: of what was looked at; None where nothing stood there or it could not be read.
     """
 
     kind: str
@@ -60,6 +61,7 @@ class Found:
     head: bytes = b""
     links: int = 1
     torn: bool = False
+    identity: Identity | None = None
 
 
 MISSING = Found("missing")
@@ -137,11 +139,12 @@ class Looker:
         status = os.stat(name, dir_fd=parent, follow_symlinks=False)
         if stat.S_ISLNK(status.st_mode):
             target = os.readlink(name, dir_fd=parent)
-            return _hashed(target, LINK, status.st_nlink, manifest, expected)
+            found = _hashed(target, LINK, status.st_nlink, manifest, expected)
+            return replace(found, identity=identity(status))
         if stat.S_ISDIR(status.st_mode):
-            return Found("directory")
+            return Found("directory", identity=identity(status))
         if not stat.S_ISREG(status.st_mode):
-            return Found("special")
+            return Found("special", identity=identity(status))
         fd = os.open(
             name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent
         )
@@ -178,8 +181,8 @@ def _file(fd: int, manifest: Manifest, expected: Guarded | None) -> Found:
         found = _streamed(fd, status, mode, manifest, expected)
     after = os.fstat(fd)
     if identity(after)[:5] != identity(status)[:5]:
-        return replace(found, torn=True)
-    return found
+        return replace(found, torn=True, identity=identity(after))
+    return replace(found, identity=identity(after))
 
 
 def _upto(fd: int, size: int) -> bytes:

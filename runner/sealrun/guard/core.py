@@ -32,6 +32,7 @@ from sealrun.errors import Fault, GuardError, SealrunError
 from sealrun.git import Git
 from sealrun.guard import observer as ob
 from sealrun.guard.armed import PAUSE, ArmedRun
+from sealrun.guard.attribution import Attribution
 from sealrun.guard.content import Looker, RootGone
 from sealrun.guard.coverage import Coverage, Loss, Moment, gaps
 from sealrun.guard.filesystem import mount_of, mounts_below, now, read_mounts
@@ -78,7 +79,8 @@ class Guard:
         self.instance = secrets.token_hex(8)
         self._idle_after = idle_after
         self._queue: SimpleQueue[Raw | Callable[[], None]] = SimpleQueue()
-        self._observer = Observer(directory / "cookie", self._queue.put)
+        self._attribution = Attribution()
+        self._observer = Observer(directory / "cookie", self._queue.put, self._attribution)
         self._runs: dict[str, ArmedRun] = {}
         self._losses: list[Loss] = []
         self._open: dict[Reason, Loss] = {}
@@ -151,6 +153,7 @@ class Guard:
         Raises:
             GuardError: the workspace is not there.
         """
+        self._attribution.start()
         self._observer.start()
         self._settle_down()
 
@@ -168,7 +171,9 @@ class Guard:
                 else:
                     item()
             self._due()
+            self._name_writers(*self._runs.values())
         self._observer.stop()
+        self._attribution.stop()
         return self._ended
 
     def _settle_down(self) -> None:
@@ -341,6 +346,7 @@ class Guard:
                     self._look_at(looker, path, path[start:] if self._inside(path) else None, mask)
         except RootGone:
             self._check_root()
+        self._name_writers(*self._runs.values())
 
     def _look_at(self, looker: Looker, path: bytes, name: bytes | None, mask: int) -> None:
         words = tuple(word for bit, word in ob.WORDS if mask & bit)
@@ -358,6 +364,13 @@ class Guard:
             self._wait(path, mask, max(waits))
         else:
             self._waiting.pop(path, None)
+
+    def _name_writers(self, *runs: ArmedRun) -> None:
+        """Tell of what the last looks found, with its writers as far as they are known."""
+        if any(run.unsettled for run in runs):
+            position = self._attribution.settle()
+            for run in runs:
+                run.settle(self._attribution, position)
 
     def _wait(self, path: bytes, mask: int, pause: float) -> None:
         due, before = self._waiting.get(path, (time.monotonic() + pause, 0))
@@ -447,6 +460,7 @@ class Guard:
             run.sweep(content=content)
         except RootGone:
             self._check_root()
+        self._name_writers(run)
 
     def _check_root(self) -> None:
         try:
@@ -592,6 +606,7 @@ class Guard:
         self._check_root()
         if Reason.NOT_WATCHED in self._open and not self._runs:
             self._settle_down()
+        self._attribution.revive()
         run = ArmedRun(run_id, self.workspace, manifest, EvidenceStore(evidence), data)
         self._runs[run_id] = run
         self._plan()
@@ -608,7 +623,7 @@ class Guard:
         self._look_at_git()
         run.git_changes.clear()
         run.git_before = self._git_now
-        run.take_stock()
+        run.take_stock(self._attribution.settle())
         return self._coverage(run.since, run)
 
     def report(self, run_id: str) -> Report:
@@ -623,6 +638,7 @@ class Guard:
         else:
             self._sweep(run, content=Reason.WATCHES_MISSING in self._open)
             self._look_at_git()
+        self._name_writers(run)
         before, after = run.git_before, self._git_now
         return Report(
             self._coverage(run.since, run),

@@ -27,13 +27,14 @@ from sealrun.guard.mutations import (
     Rewrite,
     Writer,
 )
+from sealrun.guard.processes import Process
 from sealrun.reasons import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 #: Raised whenever a message changes its shape.
-PROTOCOL = 1
+PROTOCOL = 2
 #: Longest line that the guard accepts, in bytes.
 LONGEST = 1 << 20
 
@@ -228,14 +229,25 @@ def _evidence(data: Document) -> Evidence:
 
 
 def _writer(data: Document) -> Writer:
+    process = data["process"]
     return Writer(
         how=str(data["how"]),
         kind=str(data["kind"]),
-        pid=None if data["pid"] is None else int(data["pid"]),
+        why=_text(data["why"]),
+        process=None if process is None else _process(process),
+        parents=tuple(map(_process, data["parents"])),
+    )
+
+
+def _process(data: Document) -> Process:
+    return Process(
+        pid=int(data["pid"]),
         exe=_text(data["exe"]),
         cmdline=None if data["cmdline"] is None else tuple(map(str, data["cmdline"])),
         cwd=_text(data["cwd"]),
         uid=None if data["uid"] is None else int(data["uid"]),
+        started=None if data["started"] is None else int(data["started"]),
+        container=_text(data["container"]),
     )
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sealrun.guard.coverage import Coverage, Moment
+    from sealrun.guard.processes import Process
 
 #: Bytes kept of one file, and of one run.
 PER_FILE = 1 << 20
@@ -33,17 +34,20 @@ class Writer:
     """The process that made a change.
 
     Attributes:
-        how: how it was found: ``live``, ``cached``, ``partial``, ``gone`` or ``unavailable``.
+        how: how it was found: ``live`` (read while it lived), ``cached`` (remembered from process
+            events), ``partial`` (not everything, or not everything certain), ``gone`` (its pid
+            alone) or ``unavailable``.
         kind: ``loop``, ``experiment``, ``foreign`` or ``unknown``.
+        why: why it is not known better, in a few words.
+        process: the writer itself; None where it is unavailable.
+        parents: nearest first.
     """
 
     how: str = "unavailable"
     kind: str = "unknown"
-    pid: int | None = None
-    exe: str | None = None
-    cmdline: tuple[str, ...] | None = None
-    cwd: str | None = None
-    uid: int | None = None
+    why: str | None = None
+    process: Process | None = None
+    parents: tuple[Process, ...] = ()
 
 
 UNAVAILABLE = Writer()
@@ -89,6 +93,8 @@ class Mutation:
         final: a comparison found it, not an event.
         earlier: nothing suggests that the file changed within the interval; it most likely stood
             so before.
+        writer: who brought the path into this state last.
+        candidates: who else might have; never more than that.
     """
 
     number: int

@@ -35,6 +35,8 @@ from sealrun.errors import GuardError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from sealrun.guard.attribution import Attribution
+
 #: What a watch on a directory asks for.
 CONTENT = inotify_c.Mask(
     In.IN_MODIFY
@@ -173,7 +175,10 @@ class Reader(InotifyFD):
 class Observer:
     """Keeps watches on directories and translates the stream of events into paths."""
 
-    def __init__(self, cookie: Path, hand_on: Callable[[Raw], None]) -> None:
+    def __init__(
+        self, cookie: Path, hand_on: Callable[[Raw], None], marks: Attribution | None = None
+    ) -> None:
+        self._marks = marks
         self.reader = Reader(hand_on)
         self.missing: dict[bytes, str] = {}
         self._cookie = os.open(cookie, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -237,6 +242,8 @@ class Observer:
             self._forget(directory)
             self._watches[directory] = wd
             self._paths.setdefault(wd, set()).add(directory)
+            if self._marks is not None:
+                self._marks.cover(directory)
         self._orphans.discard(wd)
         return True
 
@@ -308,6 +315,8 @@ class Observer:
         wd = self._watches.pop(directory, None)
         if wd is None:
             return
+        if self._marks is not None:
+            self._marks.uncover(directory)
         known = self._paths.get(wd, set())
         known.discard(directory)
         if not known:

@@ -1,0 +1,356 @@
+"""Who made a mutation: joins the kernel's events about writers to what was found by content.
+
+Rules that this module keeps:
+
+- Never a guess. A writer is named when it alone touched the path, since the last look, in a way
+  that can have led to what was found. Where several did, the last is named if their order is
+  certain, and the others are candidates; where it is not, the name is ``partial``.
+- Attribution explains, it never decides: whatever goes wrong here leaves coverage as it is.
+- The guard never waits long for the witness, and not at all for one that has fallen silent.
+- Without the privilege everything else works, and each record says what was missing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections import OrderedDict, deque
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+from sealrun.guard import fanotify
+from sealrun.guard.mutations import Writer
+from sealrun.guard.processes import Process
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+log = logging.getLogger("sealrun.guard")
+
+#: Seconds that a look waits at most for the events before it.
+PATIENCE = 0.5
+#: Paths whose events are remembered, and events of one.
+PATHS, EVENTS = 20_000, 64
+
+_WELL = ("live", "cached")
+_ARRIVED = fanotify.CREATE | fanotify.MOVED_TO
+_GONE = fanotify.DELETE | fanotify.MOVED_FROM
+_STRONG = _ARRIVED | fanotify.MODIFY
+#: What can have led to each kind of mutation: on the path itself, and on a directory above it.
+_ABLE: dict[str, tuple[int, int]] = {
+    "modified": (_STRONG | fanotify.CLOSE_WRITE, fanotify.MOVED_TO),
+    "created": (_STRONG | fanotify.CLOSE_WRITE, fanotify.MOVED_TO),
+    "type-changed": (_ARRIVED, fanotify.MOVED_TO),
+    "mode-changed": (_ARRIVED | fanotify.ATTRIBUTE, fanotify.MOVED_TO),
+    "metadata-changed": (_STRONG | fanotify.ATTRIBUTE | fanotify.CLOSE_WRITE, fanotify.MOVED_TO),
+    "deleted": (_GONE, _GONE),
+    "detoured": (0, _ARRIVED),
+    "unreadable": (_ARRIVED | fanotify.ATTRIBUTE, _ARRIVED | fanotify.ATTRIBUTE),
+}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One or more equal events of one process on one path.
+
+    Attributes:
+        position: among all events; the last one's.
+        batch: events of one batch may have been merged by the kernel, so that their order is lost.
+        mask: fanotify's.
+        serial: the process; no other process has it.
+        writer: what is known of it.
+    """
+
+    position: int
+    batch: int
+    mask: int
+    serial: int
+    writer: Writer
+
+
+def judge(
+    kind: str, own: Iterable[Seen], above: Iterable[Seen], *, steady: bool = True
+) -> tuple[Writer | None, tuple[Writer, ...]]:
+    """Say who can have made a mutation.
+
+    Args:
+        kind: of the mutation.
+        own: events on the path since the last look at it.
+        above: the same on the directories above it.
+        steady: nothing changed the path between the look and the last of these events.
+
+    Returns:
+        The writer and who else might have been it. None where nobody can be named.
+    """
+    on_path, on_directory = _ABLE.get(kind, (0, 0))
+    able = [one for one in own if one.mask & on_path]
+    able += [one for one in above if one.mask & on_directory]
+    able.sort(key=lambda one: one.position)
+    strong = [one for one in able if one.mask & ~fanotify.CLOSE_WRITE & on_path or one in above]
+    by_process = {one.serial: one for one in able}
+    if not by_process:
+        return None, ()
+    chosen = (strong or able)[-1]
+    others = [one for serial, one in by_process.items() if serial != chosen.serial]
+    writer = _best(one.writer for one in able if one.serial == chosen.serial)
+    if not others:
+        return writer, ()
+    candidates = tuple(one.writer for one in reversed(others))
+    if not steady:
+        several = Writer(why="several processes wrote at that time")
+        return several, (writer, *candidates)
+    ordered = all(one.position < chosen.position and one.batch != chosen.batch for one in others)
+    if ordered:
+        return writer, candidates
+    why = "another process wrote at about that time"
+    return replace(writer, how="partial", why=why), candidates
+
+
+def _best(known: Iterable[Writer]) -> Writer:
+    """Return what was known of one process at last, or before that where it was known better."""
+    best = Writer()
+    for writer in known:
+        if writer.how in _WELL or best.how not in _WELL:
+            best = writer
+    return best
+
+
+class Attribution:
+    """Keeps marks on directories and remembers who touched what in them."""
+
+    def __init__(self) -> None:
+        self._group = -1
+        self._witness: subprocess.Popen[bytes] | None = None
+        self._link: socket.socket | None = None
+        self._directories: dict[bytes, set[bytes]] = {}
+        self._keys: dict[bytes, bytes] = {}
+        self._unmarked: dict[bytes, str] = {}
+        self._touched: OrderedDict[bytes, deque[Seen]] = OrderedDict()
+        self._lock = threading.Condition()
+        self._position = self._batch = self._asked = self._answered = 0
+        self._silent = False
+        self._loss: tuple[int, str] | None = None
+        self.why: str | None = None
+        self.deaf: str | None = None
+
+    # -- life --------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to see writers, where we may."""
+        try:
+            self._group = fanotify.open_group()
+        except OSError as error:
+            needs = "naming writers needs CAP_SYS_ADMIN"
+            self.why = (
+                needs if isinstance(error, PermissionError) else f"fanotify: {error.strerror}"
+            )
+            log.info("writers are not named: %s", self.why)
+            return
+        self.revive()
+
+    def revive(self) -> None:
+        """Start the witness again if it ended."""
+        if self._group < 0 or (self._witness is not None and self._witness.poll() is None):
+            return
+        ours, theirs = socket.socketpair()
+        try:
+            self._witness = subprocess.Popen(
+                [
+                    *(sys.executable, "-I", "-m", "sealrun.guard.witness"),
+                    *(str(self._group), str(theirs.fileno())),
+                ],
+                stdin=subprocess.DEVNULL,
+                cwd="/",
+                pass_fds=(self._group, theirs.fileno()),
+            )
+        except OSError as error:
+            self.why = f"the process that names writers cannot start: {error.strerror}"
+            ours.close()
+            return
+        finally:
+            theirs.close()
+        self.why, self._link, self._silent = None, ours, False
+        threading.Thread(target=self._listen, args=(ours,), daemon=True, name="writers").start()
+
+    def stop(self) -> None:
+        """End the witness."""
+        if self._link is not None:
+            with suppress(OSError):
+                self._link.shutdown(socket.SHUT_RDWR)
+        if self._witness is not None:
+            try:
+                self._witness.wait(1)
+            except subprocess.TimeoutExpired:
+                self._witness.kill()
+                self._witness.wait()
+        if self._group >= 0:
+            os.close(self._group)
+            self._group = -1
+
+    # -- marks -------------------------------------------------------------------------------
+
+    def cover(self, directory: bytes) -> None:
+        """See who changes something in a directory, where its file system can tell."""
+        if self._group < 0:
+            return
+        try:
+            key = fanotify.mark(self._group, directory)
+        except OSError as error:
+            self._unmarked[directory] = f"fanotify: {error.strerror}"
+            return
+        self._unmarked.pop(directory, None)
+        with self._lock:
+            self._drop(directory)
+            self._keys[directory] = key
+            self._directories.setdefault(key, set()).add(directory)
+
+    def uncover(self, directory: bytes) -> None:
+        """Stop seeing; a directory that is gone is fine."""
+        self._unmarked.pop(directory, None)
+        with self._lock:
+            key = self._drop(directory)
+        if key is not None and key not in self._directories:
+            with suppress(OSError):
+                fanotify.unmark(self._group, directory, key)
+
+    def _drop(self, directory: bytes) -> bytes | None:
+        key = self._keys.pop(directory, None)
+        if key is not None:
+            known = self._directories[key]
+            known.discard(directory)
+            if not known:
+                del self._directories[key]
+        return key
+
+    # -- events ------------------------------------------------------------------------------
+
+    def _listen(self, link: socket.socket) -> None:
+        try:
+            with link, link.makefile("rb") as lines:
+                for line in lines:
+                    self._take(json.loads(line))
+        except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+            log.warning("the process that names writers is not understood: %r", error)
+        with self._lock:
+            self._lose("the process that names writers ended")
+            if self._link is link:
+                self._link = None
+            self._lock.notify_all()
+
+    def _take(self, message: dict[str, Any]) -> None:
+        with self._lock:
+            if "ready" in message:
+                self.deaf = message["ready"] or None
+                if self.deaf:
+                    log.info("writers that end at once are not named: %s", self.deaf)
+            self._batch += 1
+            who = {int(number): facts for number, facts in message.get("who", {}).items()}
+            for directory, name, mask, serial, how, why in message.get("touched", ()):
+                self._touch(bytes.fromhex(directory), name, mask, serial, (who[serial], how, why))
+            for text in message.get("lost", ()):
+                self._lose(str(text))
+            if "sync" in message:
+                self._answered = int(message["sync"])
+                self._silent = False
+                self._lock.notify_all()
+
+    def _lose(self, text: str) -> None:
+        self._position += 1
+        self._loss = (self._position, text)
+        log.warning("writers: %s", text)
+
+    def _touch(
+        self, key: bytes, name: str, mask: int, serial: int, facts: tuple[list[Any], str, str]
+    ) -> None:
+        directories = self._directories.get(key)
+        if not directories or name == ".":
+            return
+        self._position += 1
+        writer = _writer(*facts)
+        for directory in directories:
+            path = directory + b"/" + name.encode("latin-1")
+            events = self._touched.setdefault(path, deque(maxlen=EVENTS))
+            self._touched.move_to_end(path)
+            last = events[-1] if events else None
+            if last is not None and (last.serial, last.mask) == (serial, mask):
+                events.pop()
+                if last.writer.how == "live":
+                    writer = last.writer
+            events.append(Seen(self._position, self._batch, mask, serial, writer))
+        while len(self._touched) > PATHS:
+            self._touched.popitem(last=False)
+
+    # -- answers -----------------------------------------------------------------------------
+
+    def settle(self) -> int:
+        """Wait until every event of a write before this call is known, within ``PATIENCE``.
+
+        Returns:
+            The position of the last event that is known now.
+        """
+        with self._lock:
+            link = self._link
+            if link is None or self._silent:
+                return self._position
+            self._asked += 1
+            wanted = self._asked
+        with suppress(OSError):
+            link.sendall(b"%d\n" % wanted)
+        with self._lock:
+            self._lock.wait_for(
+                lambda: self._answered >= wanted or self._link is not link, PATIENCE
+            )
+            if self._answered < wanted and self._link is link:
+                self._silent = True
+                self._lose("the process that names writers does not answer")
+            return self._position
+
+    def name(
+        self, path: bytes, kind: str, since: int, *, steady: bool = True
+    ) -> tuple[Writer, tuple[Writer, ...]]:
+        """Say who made a mutation.
+
+        Args:
+            path: absolute.
+            kind: of the mutation.
+            since: position up to which events are explained by earlier looks.
+            steady: nothing changed the path since it was looked at.
+        """
+        if self.why is not None:
+            return Writer(why=self.why), ()
+        with self._lock:
+            own = self._since(path, since)
+            above: list[Seen] = []
+            parent = path.rpartition(b"/")[0]
+            while parent:
+                above += self._since(parent, since)
+                parent = parent.rpartition(b"/")[0]
+            lost = self._loss[1] if self._loss and self._loss[0] > since else None
+        writer, candidates = judge(kind, own, above, steady=steady)
+        if writer is None:
+            unmarked = self._unmarked.get(path.rpartition(b"/")[0])
+            return Writer(why=lost or unmarked or "no event said who it was"), ()
+        if lost is not None and writer.process is not None:
+            writer = replace(writer, how="partial", why=lost)
+        return writer, candidates
+
+    def _since(self, path: bytes, since: int) -> list[Seen]:
+        return [one for one in self._touched.get(path, ()) if one.position > since]
+
+
+def _writer(facts: Sequence[Sequence[Any]], how: str, why: str | None) -> Writer:
+    process, *parents = map(_process, facts)
+    return Writer(how=how, why=why, process=process, parents=tuple(parents))
+
+
+def _process(values: Sequence[Any]) -> Process:
+    known = dict(zip((field.name for field in fields(Process)), values, strict=True))
+    if known["cmdline"] is not None:
+        known["cmdline"] = tuple(known["cmdline"])
+    return Process(**known)

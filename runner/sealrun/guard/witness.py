@@ -1,0 +1,270 @@
+"""The process that sees who writes: ``python -I -m sealrun.guard.witness GROUP SOCKET``.
+
+It is a process of its own because a writer may live for less than a millisecond: nothing may stand
+between an event and the look at ``/proc``, neither a hash being taken nor an interpreter's lock.
+
+Rules that this module keeps:
+
+- It opens nothing but ``/proc``: it causes no event, and what it reads no workspace can steer.
+- Process events are dealt with before file events, so that a writer that is gone is known.
+- A pid is believed to be the writer's only if the kernel says so: its pidfd still refers to it, or
+  process events told of it last.
+- It says what it knows and no more; what was lost is said to be lost. It ends with its guard.
+
+To the guard it writes one JSON object a line: ``who`` (by a number: process and parents, each a list of ``Process``'s fields), ``touched``
+(directory key in hexadecimal, name, mask, that number, how, why), ``lost``, and ``sync``, the
+answer to a number that the guard sent: every event of a write before that has been told.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+import time
+from contextlib import suppress
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any
+
+from sealrun.guard import fanotify, procevents
+from sealrun.guard.processes import Known, Process, Recent, look
+
+if TYPE_CHECKING:
+    from sealrun.guard.fanotify import Touch
+
+#: Bytes asked for in one read.
+READ = 1 << 16
+#: Nanoseconds for which what was read of a living process that we follow is not read again, and
+#: after which a process that nobody told us the end of might be another one of the same pid.
+FRESH, STALE = 20_000_000, 1_000_000_000
+#: Microseconds of computing at once that we may claim ahead of others, and our nice value beyond
+#: that (setpriority(2)).
+RUSH, NICE = 100_000, -10
+
+
+class Witness:
+    """Turns file events and process events into names of writers.
+
+    Args:
+        group: descriptor of the fanotify group.
+        guard: connected to the guard.
+    """
+
+    def __init__(self, group: int, guard: socket.socket) -> None:
+        self._group = group
+        self._guard = guard
+        self._recent = Recent()
+        self._ours = {os.getpid(), os.getppid()}
+        self._quiet = time.monotonic_ns()
+        self._lost: list[str] = []
+        self._who: dict[int, list[Any]] = {}
+        self._touched: list[list[Any]] = []
+        self._news: socket.socket | None = None
+        try:
+            self._news = procevents.listen()
+        except OSError as error:
+            self.deaf = f"process events: {error.strerror}"
+        else:
+            self.deaf = ""
+
+    def run(self) -> None:
+        """Tell the guard what happens until it goes away."""
+        waits = select.poll()
+        for source in (self._group, self._guard, self._news):
+            if source is not None:
+                waits.register(source, select.POLLIN)
+        self._tell({"ready": self.deaf})
+        while True:
+            waits.poll()
+            self._see()
+            asked = self._asked()
+            if asked is None:
+                return
+            if asked:
+                self._see()
+            self._report(asked)
+
+    def _asked(self) -> bytes | None:
+        """Return the last number that the guard sent; None when it is gone."""
+        try:
+            data = self._guard.recv(4096, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return b""
+        except OSError:
+            return None
+        return data.split()[-1] if data.strip() else None
+
+    def _report(self, asked: bytes) -> None:
+        message: dict[str, Any] = {}
+        if self._touched:
+            message |= {"who": self._who, "touched": self._touched}
+        if self._lost:
+            message["lost"] = self._lost
+        if asked:
+            message["sync"] = int(asked)
+        if message:
+            self._tell(message)
+            self._who, self._touched, self._lost = {}, [], []
+
+    def _tell(self, message: dict[str, Any]) -> None:
+        with suppress(OSError):  # the guard is gone: the next look at it ends us
+            self._guard.sendall(json.dumps(message, separators=(",", ":")).encode() + b"\n")
+
+    # -- seeing ------------------------------------------------------------------------------
+
+    def _see(self) -> None:
+        while True:
+            self._hear()
+            try:
+                buffer = os.read(self._group, READ)
+            except BlockingIOError:
+                self._quiet = time.monotonic_ns()
+                return
+            for touch in fanotify.parse(buffer):
+                try:
+                    self._one(touch)
+                finally:
+                    if touch.pidfd is not None and touch.pidfd >= 0:
+                        os.close(touch.pidfd)
+
+    def _hear(self) -> None:
+        if self._news is None:
+            return
+        recent = self._recent
+        try:
+            for happening in procevents.receive(self._news):
+                if happening.what == procevents.EXEC:
+                    recent.executed(happening.pid, happening.at)
+                elif happening.what == procevents.FORK:
+                    recent.forked(happening.parent, happening.pid)
+                else:
+                    recent.ended(happening.pid)
+        except procevents.EventsLost:
+            recent.forget()
+            self._lost.append("process events were lost")
+
+    def _one(self, touch: Touch) -> None:
+        if touch.mask & fanotify.OVERFLOW:
+            self._lost.append("the queue of file events ran over")
+            return
+        if touch.pid in self._ours or not touch.directory:
+            return
+        known, how, why = self._name(touch)
+        self._who[known.serial] = [_plain(one) for one in (known.process, *known.parents)]
+        self._touched.append(
+            [
+                *(touch.directory.hex(), touch.name.decode("latin-1"), touch.mask),
+                *(known.serial, how, why),
+            ]
+        )
+
+    def _name(self, touch: Touch) -> tuple[Known, str, str | None]:
+        """Return what is known of an event's process, how, and why not better."""
+        if touch.pid == 0:
+            return Known(Process(0), ()), "gone", "it runs outside of the guard's pid namespace"
+        known = self._recent.get(touch.pid)
+        live = False
+        if touch.pidfd != fanotify.ENDED:
+            known, live = self._look(touch, known)
+        elif known is not None and not known.followed and _age(known) > STALE:
+            known = None
+        if known is None:
+            return Known(Process(touch.pid), ()), "gone", "it had ended before anybody could look"
+        return known, *_how(known, live=live, quiet=self._quiet)
+
+    def _look(self, touch: Touch, known: Known | None) -> tuple[Known | None, bool]:
+        """Look at a process that lived when its event was read; say whether it was read whole."""
+        followed = known is not None and known.followed and known.alive
+        if known is not None and followed and _age(known) < FRESH:
+            return known, known.process.complete
+        process, parent = look(touch.pid)
+        if not _there(touch.pidfd):
+            if followed or process.started is None:
+                return known if followed else None, False
+            return Known(replace(process, exe=None, cmdline=None), ()), False
+        known = self._recent.seen(process, parent)
+        return known, process.complete
+
+
+def _age(known: Known) -> int:
+    return time.monotonic_ns() - known.looked
+
+
+def _there(pidfd: int | None) -> bool:
+    """Whether a process has not been reaped, so that its pid is still its own."""
+    if pidfd is None:
+        return True  # an old kernel; the pid is all that there is
+    try:
+        signal.pidfd_send_signal(pidfd, 0)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def _how(known: Known, *, live: bool, quiet: int) -> tuple[str, str | None]:
+    """Say how a process is known, and why not better.
+
+    Args:
+        known: the process.
+        live: it was read while it lived.
+        quiet: monotonic nanoseconds at which no file event was left; the event came later.
+    """
+    process, before = known.process, known.before
+    if before is not None and known.executed > quiet and _program(before) != _program(process):
+        return "partial", f"it began that program at about that time; before, it ran {before.exe}"
+    if process.complete:
+        return ("live" if live else "cached"), None
+    if process.exe or process.cmdline or known.parents:
+        return "partial", "it ended before it could be looked at"
+    return "gone", "it had ended before anybody could look"
+
+
+def _program(process: Process) -> tuple[str | None, tuple[str, ...] | None]:
+    return process.exe, process.cmdline
+
+
+def _plain(process: Process) -> list[Any]:
+    return [getattr(process, field.name) for field in fields(Process)]
+
+
+def _hurry() -> None:
+    """Run ahead of ordinary processes, where we may: a writer may live for half a millisecond.
+
+    Whoever computes for ``RUSH`` without waiting loses that right for good (setrlimit(2),
+    RLIMIT_RTTIME): a storm of events must not take a core away from the experiment.
+    """
+    # Beyond the soft limit the kernel signals each second, and kills at the hard one: none is set.
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_RTTIME, (RUSH, resource.RLIM_INFINITY))
+        signal.signal(signal.SIGXCPU, _calm)
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+        return
+    _calm()
+
+
+def _calm(*_: object) -> None:
+    with suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        os.setpriority(os.PRIO_PROCESS, 0, NICE)
+
+
+def main() -> int:
+    """See until the guard goes away; return the process's exit status."""
+    group, guard = map(int, sys.argv[1:])
+    _hurry()
+    witness = Witness(group, socket.socket(fileno=guard))
+    gc.collect()
+    gc.freeze()
+    witness.run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
