@@ -39,6 +39,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
     "log": {},
     "show": {},
     "verify": {},
+    "alerts": {},
     "guard": {},
     "policy": {},
     "engine": {},
