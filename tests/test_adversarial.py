@@ -297,3 +297,115 @@ def test_a_head_that_moves_while_a_run_is_prepared_is_on_record(
     result, _ = cli.run("python3", "train.py")
     assert (result["verdict"], result["harmless"]) == ("flagged", True)
     assert (result["commit"], _codes(result)) == (first, {"head-moved"})
+
+
+# -- ordinary work beside a run -----------------------------------------------------------------
+
+
+def test_what_git_does_for_itself_is_no_alarm(cli: Cli, repo: Repo, tmp_path: Path) -> None:
+    """Fetching, staging, stashing, packing and collecting leave HEAD and files as they were."""
+    repo.git("clone", "-q", "--bare", ".", str(tmp_path / "origin.git"))
+    repo.git("remote", "add", "origin", str(tmp_path / "origin.git"))
+    with running(cli) as run:
+        repo.write({"new.py": "x\n"})
+        for line in [
+            "fetch -q",
+            "add new.py",
+            "stash -q",
+            "stash pop -q",
+            "reset -q",
+            "checkout -q .",
+            "status",
+            "branch idea",
+            "gc -q --prune=now",
+            "repack -q -a -d",
+            "pack-refs --all",
+            "update-server-info",
+            "tag t",
+            "reflog expire --all --expire=now",
+            "commit-graph write",
+            "update-index --refresh",
+            "checkout -q idea",
+            "checkout -q main",
+        ]:
+            repo.git(*line.split())
+        repo.git("worktree", "add", "-q", str(tmp_path / "other"))
+    assert (run.result["verdict"], _codes(run.result)) == ("clean", set()), run.errors
+
+
+def test_editors_indexers_and_scratch_files_are_no_alarm(cli: Cli, repo: Repo) -> None:
+    """Reads, swap files, saves of the same bytes, caches and logs are noted at most."""
+    train = repo.path / "train.py"
+    with running(cli) as run:
+        for file in repo.path.rglob("*"):
+            if file.is_file():
+                file.read_bytes()
+        (repo.path / ".train.py.swp").write_text("x")
+        train.rename(repo.path / "train.py~")
+        train.write_text(TRAIN)
+        (repo.path / "train.py~").unlink()
+        (repo.path / ".train.tmp").write_text(TRAIN)
+        (repo.path / ".train.tmp").replace(train)
+        train.chmod(0o600)
+        train.chmod(0o644)
+        os.utime(train, (1, 1))
+        for place in ("__pycache__", ".venv/lib/python"):
+            (repo.path / place).mkdir(parents=True)
+            (repo.path / place / "x.py").write_text("x")
+        with (repo.path / "run.log").open("a") as log:
+            for _ in range(50):
+                log.write("step\n")
+                log.flush()
+        (repo.path / "results.tsv").write_text("commit\tval_bpb\n")
+    assert run.result["verdict"] == "clean", run.errors
+    assert _codes(run.result) <= {"identical-rewrite", "metadata-only"}
+
+
+@pytest.mark.parametrize("how", ["attributes", "autocrlf"])
+def test_line_endings_that_git_turns_are_no_alarm(cli: Cli, repo: Repo, how: str) -> None:
+    """A file that git checks out with CRLF may be touched and saved; an edit of it is one."""
+    if how == "attributes":
+        repo.commit({".gitattributes": "*.py text eol=crlf\n"})
+    else:
+        repo.git("config", "core.autocrlf", "true")
+    (repo.path / "train.py").unlink()
+    repo.git("checkout", "-q", "--", ".")
+    content = (repo.path / "train.py").read_bytes()
+    assert b"\r\n" in content
+    with running(cli) as run:
+        (repo.path / "train.py").touch()
+        (repo.path / "train.py").write_bytes(content)
+    assert run.result["verdict"] == "clean", run.errors
+    with running(cli) as run:
+        (repo.path / "train.py").write_bytes(content.replace(b"0.5", b"0.3"))
+    assert _codes(run.result) == {"edit-unattributed"}
+
+
+def test_modes_that_mean_nothing_here_are_no_alarm(cli: Cli, repo: Repo) -> None:
+    """With ``core.fileMode`` off a file system without modes is as good as any."""
+    repo.git("config", "core.fileMode", "false")
+    (repo.path / "train.py").chmod(0o755)
+    with running(cli) as run:
+        (repo.path / "train.py").touch()
+    assert run.result["verdict"] == "clean", run.errors
+
+
+def test_a_sparse_checkout_runs(cli: Cli, repo: Repo) -> None:
+    """Files that were left out on purpose are in the image and missed by nobody."""
+    repo.commit({"big/a.py": "1\n", "big/deep/b.py": "2\n"})
+    repo.git("sparse-checkout", "set", "--cone", "lib")
+    assert not (repo.path / "big").exists()
+    result, done = cli.run("python3", "-c", "import big.deep.b; print('there')")
+    assert (result["verdict"], done.stdout) == ("clean", "there\n")
+
+
+def test_a_fresh_clone_and_a_worktree_run(cli: Cli, repo: Repo, tmp_path: Path) -> None:
+    """Right after git wrote every file; and beside commits in another worktree."""
+    repo.git("clone", "-q", ".", str(tmp_path / "clone"))
+    repo.git("worktree", "add", "-q", "--detach", str(tmp_path / "tree"))
+    for place in ("clone", "tree"):
+        fresh = Cli(tmp_path / place, cli.home)
+        with running(fresh) as run:
+            repo.git("commit", "-q", "--allow-empty", "-m", "elsewhere")
+        fresh.stop_guard()
+        assert (run.result["verdict"], _codes(run.result)) == ("clean", set()), run.errors

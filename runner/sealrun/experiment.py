@@ -45,7 +45,7 @@ from sealrun.sandbox.check import ContainerCheck
 from sealrun.sandbox.contents import Witnesses
 from sealrun.state import private
 from sealrun.verdict import Finding, Kind, Outcome, Phase, Verdict, judge
-from sealrun.workspace import compare, replaced_objects
+from sealrun.workspace import checked_out, compare, replaced_objects
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -279,7 +279,7 @@ class Experiment:
                 self.policy.policy.data, Path.home(), self.listener
             )
             manifest = self.directory / "manifest"
-            write_manifest(manifest, self.tree.algorithm, self.tree.entries)
+            write_manifest(manifest, self.tree.algorithm, checked_out(self.tree, self.repository))
             guard.arm(
                 self.id,
                 manifest,

@@ -7,23 +7,24 @@ Rules that this module keeps:
 - Files are opened relative to directories that were opened without following links, so a directory
   swapped for a link to a copy is a difference.
 - What git would have checked out counts: line endings that the commit's attributes ask for are not
-  a difference.
+  a difference, nor is the executable bit where the repository says that it means nothing here.
 - Nothing is written, and no configured filter or hook runs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import stat
 import tempfile
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from sealrun.tree import EXECUTABLE, SYMLINK
+from sealrun.tree import EXECUTABLE, FILE, SYMLINK, blob_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -87,7 +88,7 @@ def compare(tree: CommittedTree, repository: Repository) -> Comparison:
             found += reader.directory(root, parent, entries)
     finally:
         os.close(root)
-    found = _without_conversions(found, tree, repository)
+    found = _without_modes(_without_conversions(found, tree, repository), repository)
     return Comparison(tuple(_with_flags(found, repository)), len(tree.entries), reader.size)
 
 
@@ -230,10 +231,72 @@ def _without_conversions(
         entry = tree.get(path)
         if entry is None or entry.mode == SYMLINK:
             continue
-        expected = tree.read(entry).replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
+        expected = _with_crlf(tree.read(entry))
         if read_bounded(repository.workspace, path, len(expected) + 1) == expected:
             converted.add(path)
     return [d for d in found if d.path not in converted]
+
+
+def _with_crlf(content: bytes) -> bytes:
+    return content.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
+
+
+def _without_modes(found: list[Difference], repository: Repository) -> list[Difference]:
+    """Drop executable bits where the file system has none to speak of (``core.fileMode``)."""
+    if all(d.kind is not Kind.MODE_CHANGED for d in found) or _modes_count(repository):
+        return found
+    return [d for d in found if d.kind is not Kind.MODE_CHANGED]
+
+
+def _modes_count(repository: Repository) -> bool:
+    answer = repository.git.attempt("config", "--type=bool", "--get", "core.fileMode")[1]
+    return answer.strip() != b"false"
+
+
+def checked_out(tree: CommittedTree, repository: Repository) -> tuple[Entry, ...]:
+    """Return a commit's entries as the guard has to expect them in this working directory.
+
+    Where git's settings turn line endings, or say that modes mean nothing, a file may rightly
+    differ from its blob; then the entry says what stands there now. ``compare`` decides by the same
+    settings whether that is right.
+    """
+    if not _may_convert(tree, repository):
+        return tree.entries
+    paths = [entry.path for entry in tree.entries if entry.mode != SYMLINK]
+    turned = set(_crlf_paths(paths, tree, repository)) if paths else set()
+    modes_count = _modes_count(repository)
+    return tuple(
+        entry
+        if entry.mode == SYMLINK
+        else _as_it_stands(entry, tree, repository, turned=entry.path in turned, mode=modes_count)
+        for entry in tree.entries
+    )
+
+
+def _may_convert(tree: CommittedTree, repository: Repository) -> bool:
+    """Tell cheaply, without git, whether any setting could make files differ from their blobs."""
+    if any(entry.path.rpartition(b"/")[2] == b".gitattributes" for entry in tree.entries):
+        return True
+    text = b""
+    for file in (repository.common_dir / "config", repository.git_dir / "config.worktree"):
+        with contextlib.suppress(OSError):
+            text += file.read_bytes().lower()
+    text = b"".join(text.split())
+    return any(word in text for word in (b"autocrlf", b"eol=", b"filemode=false", b"[include"))
+
+
+def _as_it_stands(
+    entry: Entry, tree: CommittedTree, repository: Repository, *, turned: bool, mode: bool
+) -> Entry:
+    if not mode:
+        with contextlib.suppress(OSError):
+            status = os.lstat(os.fsencode(repository.workspace) + b"/" + entry.path)
+            entry = replace(entry, mode=EXECUTABLE if status.st_mode & 0o100 else FILE)
+    if turned:
+        content = _with_crlf(tree.read(entry))
+        if read_bounded(repository.workspace, entry.path, len(content) + 1) == content:
+            entry = replace(entry, oid=blob_id(content, tree.algorithm), size=len(content))
+    return entry
 
 
 def _crlf_paths(paths: list[bytes], tree: CommittedTree, repository: Repository) -> Iterator[bytes]:

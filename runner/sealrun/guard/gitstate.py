@@ -124,8 +124,9 @@ def snapshot(places: GitPlaces) -> Snapshot:
             for name in sorted(files):
                 if name.endswith((b".sample", b".lock")) or len(digests) > _FILES:
                     continue
-                path = os.path.join(at, name)
-                _digest(digests, places.common, path[len(places.common) + 1 :])
+                path = os.path.join(at, name)[len(places.common) + 1 :]
+                if _area(path) is not None:
+                    _digest(digests, places.common, path)
     head, branch = _head(places)
     return Snapshot(head, branch, digests)
 
@@ -144,6 +145,9 @@ def _area(name: bytes) -> str | None:  # noqa: PLR0911 - one line a rule
     if name.startswith(b"hooks/"):
         return "hooks"
     if name.startswith(b"info/"):
+        if name.startswith(b"info/refs"):
+            # A copy for dumb transports, and its drafts, that each gc and repack writes.
+            return None
         return "replace" if name == b"info/grafts" else "info"
     if name in {
         b"config",
