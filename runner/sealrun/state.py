@@ -107,9 +107,9 @@ def private(path: Path) -> Path:
     Raises:
         StorageFault: it cannot be made.
     """
-    if path.is_dir():
-        return path
     try:
+        if path.is_dir():
+            return path
         missing = [p for p in (path, *path.parents) if not p.exists()]
         for directory in reversed(missing):
             directory.mkdir(mode=0o700, exist_ok=True)

@@ -16,6 +16,7 @@ import contextlib
 import errno
 import os
 import select
+import socket
 import stat
 import threading
 import time
@@ -78,7 +79,7 @@ class Gate:
     """One attached container.
 
     Args:
-        connection: a socket: ``fileno``, ``recv``, ``sendall``, ``close``.
+        connection: a socket: ``fileno``, ``recv``, ``sendall``, ``shutdown``, ``close``.
         joined: the init joins standard error to standard output.
     """
 
@@ -210,6 +211,10 @@ class Gate:
 
     def end(self) -> None:
         """End the connection and nothing else; the init takes it as the end of everything."""
+        with contextlib.suppress(OSError):
+            # Closing alone is put off while docker-py's reader of it lives; the engine would go on
+            # writing into a full socket, and could not remove the container.
+            self._connection.shutdown(socket.SHUT_RDWR)
         with contextlib.suppress(OSError):
             self._connection.close()
         self._over.set()
