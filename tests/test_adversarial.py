@@ -409,3 +409,40 @@ def test_a_fresh_clone_and_a_worktree_run(cli: Cli, repo: Repo, tmp_path: Path) 
             repo.git("commit", "-q", "--allow-empty", "-m", "elsewhere")
         fresh.stop_guard()
         assert (run.result["verdict"], _codes(run.result)) == ("clean", set()), run.errors
+
+
+def test_a_file_planted_in_the_container_aborts(cli: Cli) -> None:
+    """What stands in the workdir at the end and is not the experiment's came from elsewhere."""
+    with running(cli) as run:
+        (run.root / "workspace" / "numpy.py").write_text("pi = 3\n")
+    assert run.result["verdict"] == "aborted"
+    assert "numpy.py" in run.errors
+
+
+def test_forged_evidence_is_not_shown(cli: Cli, repo: Repo) -> None:
+    """A shown diff is made from the bytes that were taken, or from none."""
+    with running(cli) as run:
+        repo.write({"train.py": "foreign\n"})
+        deadline = time.monotonic() + 5
+        while not (kept := list((cli.home / "state").rglob("evidence/*/*"))):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        for file in kept:
+            file.chmod(0o600)
+            file.write_text("forged\n")
+    assert "edit-unattributed" in _codes(run.result)
+    assert "forged" not in run.errors
+
+
+def test_a_protected_file_may_not_become_a_link(cli: Cli, repo: Repo) -> None:
+    """A link has the blob of a file that holds its target: the mode counts too."""
+    repo.commit(
+        {"judge": "lib/model.py", "sealrun.toml": '[guard]\nprotected = ["judge", "eval/"]\n'}
+    )
+    cli.run("true")
+    (repo.path / "judge").unlink()
+    (repo.path / "judge").symlink_to("lib/model.py")
+    repo.commit({})
+    assert repo.git("rev-parse", "HEAD:judge") == repo.git("rev-parse", "HEAD~1:judge")
+    result, _ = cli.run("true", status=121)
+    assert _codes(result) == {"protected-changed"}

@@ -11,6 +11,7 @@ Rules that this module keeps:
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -194,6 +195,8 @@ def diff_of(mutation: Mutation, tree: CommittedTree) -> tuple[str, ...]:
         after = Path(evidence.file).read_bytes()
     except OSError:
         return ()
+    if hashlib.sha256(after).hexdigest() != evidence.sha256:
+        return (f"{text(mutation.path)}: the kept bytes were changed after they were taken",)
     return diff_lines(tree.read(entry), after, mutation.path, lines=DIFF_LINES)
 
 

@@ -32,11 +32,13 @@ from sealrun.shipped import shipped
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from sealrun.tree import CommittedTree
+    from sealrun.tree import CommittedTree, Entry
 
 #: The policy's place in a commit; the pins of tags stand beside it.
 POLICY_FILE = b"sealrun.toml"
 PINS_FILE = b"sealrun.lock"
+#: Git's mode of a file that is not executable.
+_PLAIN = 0o100644
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BINARY = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
@@ -534,7 +536,8 @@ class Approvable:
 
     Attributes:
         policy: sha256 of the committed policy; ``NO_POLICY`` where there is none.
-        protected: path (as text, surrogates escaped) to blob id.
+        protected: path (as text, surrogates escaped) to blob id, with its mode where that is not a
+            plain file's.
         patterns: the protected patterns that were in force.
     """
 
@@ -553,11 +556,16 @@ def approvable(
     """
     patterns = tuple(sorted({*effective.policy.guard.protected, *more, PINS_FILE.decode()}))
     protected = {
-        name: entry.oid
+        name: _state(entry)
         for entry in tree.entries
         if is_protected(name := entry.path.decode("utf-8", "surrogateescape"), patterns)
     }
     return Approvable(effective.digest, protected, patterns)
+
+
+def _state(entry: Entry) -> str:
+    # The blob of a symlink is its target: the same bytes as a file are another thing.
+    return entry.oid if entry.mode == _PLAIN else f"{entry.oid} {entry.mode:o}"
 
 
 def is_protected(path: str, patterns: tuple[str, ...]) -> bool:

@@ -14,6 +14,7 @@ Rules that this module keeps:
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import TYPE_CHECKING
 
 from sealrun.image.model import WORKDIR
@@ -25,6 +26,7 @@ from sealrun.sandbox.contents import (
     compare_workdir,
     identities,
     listing_digest,
+    user_of,
 )
 
 if TYPE_CHECKING:
@@ -105,11 +107,9 @@ class ContainerCheck:
 
     def after(self) -> list[Discrepancy]:
         """Compare again after the end; return what was changed or removed, and where it matters."""
-        found = [
-            discrepancy
-            for discrepancy in compare_workdir(self.container, self.manifest)
-            if discrepancy.what != "extra"
-        ]
+        compared = compare_workdir(self.container, self.manifest)
+        found = [discrepancy for discrepancy in compared if discrepancy.what != "extra"]
+        found += self._planted([d.path for d in compared if d.what == "extra"])
         self.verified.append(f"after the end: the committed files in {WORKDIR}, by content")
         found += self._undone({discrepancy.path for discrepancy in found})
         if self._listing is None:
@@ -118,6 +118,21 @@ class ContainerCheck:
         elif self._list(self.container.root) != self._listing:
             found.append(Discrepancy("/", "changed outside the workdir"))
         return found
+
+    def _planted(self, extra: list[str]) -> Iterator[Discrepancy]:
+        """Yield new files in the workdir that the experiment cannot have made: not its user's."""
+        root = self.container.root
+        if root is None:
+            return
+        try:
+            owner = user_of(root)
+        except (OSError, ValueError):
+            self.missing.append("whose the new files in the workdir are could not be seen")
+            return
+        for path in extra:
+            with contextlib.suppress(OSError):
+                if os.lstat(f"{root}{path}").st_uid != owner:
+                    yield Discrepancy(path, "new, and not the experiment's")
 
     def _undone(self, known: set[str]) -> Iterator[Discrepancy]:
         """Yield what was changed and put back."""

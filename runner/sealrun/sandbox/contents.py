@@ -284,6 +284,17 @@ def identities(root: Path, manifest: Sequence[FileState]) -> dict[bytes, tuple[i
     return found
 
 
+def user_of(root: Path) -> int:
+    """Return the uid, as this host sees it, of the process whose root is ``/proc/PID/root``.
+
+    Raises:
+        OSError: the process cannot be seen.
+        ValueError: the kernel's word for it is not understood.
+    """
+    status = (root.parent / "status").read_text("utf-8", "replace")
+    return int(status.partition("\nUid:\t")[2].split("\t")[0])
+
+
 class MountWatch:
     """Notices every change of a process's mounts, also one that was undone.
 
