@@ -386,13 +386,11 @@ class ArmedRun:
             mutation = self._records[key]
             if entered:
                 path = key[0]
-                whole = path if path.startswith(b"/") else self.workspace + b"/" + path
+                whole = self._whole(path)
                 touched = self._touched[path]
+                steady = touched.seen == _identity_at(whole)
                 writer, candidates = attribution.name(
-                    whole,
-                    mutation.kind,
-                    touched.explained,
-                    steady=touched.seen == _identity_at(whole),
+                    whole, mutation.kind, touched.explained, steady=steady
                 )
                 mutation = replace(mutation, writer=writer, candidates=candidates)
                 self._records[key] = mutation
@@ -400,8 +398,15 @@ class ArmedRun:
             for subscriber in self.subscribers:
                 subscriber(mutation)
         for path in self._looked:
-            self._touched[path].explained = position
+            touched = self._touched[path]
+            # What changed after the look has a look of its own to come, and an event that we may
+            # know already.
+            if touched.seen == _identity_at(self._whole(path)):
+                touched.explained = position
         self._looked.clear()
+
+    def _whole(self, path: bytes) -> bytes:
+        return path if path.startswith(b"/") else self.workspace + b"/" + path
 
 
 def difference(entry: Guarded, found: Found) -> str | None:

@@ -100,7 +100,7 @@ class Guard:
         self._drains: list[Callable[[], None]] = []
         self._awaited: list[Callable[[], None]] | None = None
         self._silent = 0
-        self._ticked = 0.0
+        self._ticked = self._settled = 0.0
         self._rescan_due = False
         self._rescanned = self._read_at = self._active = time.monotonic()
         self._ended: str | None = None
@@ -205,7 +205,8 @@ class Guard:
         log.info("watching %d directories", self._observer.watched)
 
     def _patience(self) -> float:
-        if self._rescan_due or self._waiting or self._git_due is not None:
+        unsettled = any(run.unsettled for run in self._runs.values())
+        if self._rescan_due or self._waiting or self._git_due is not None or unsettled:
             return PAUSE / 2
         return 1.0 if self._awaited else min(TICK, max(0.1, self._idle_after))
 
@@ -367,7 +368,11 @@ class Guard:
 
     def _name_writers(self, *runs: ArmedRun) -> None:
         """Tell of what the last looks found, with its writers as far as they are known."""
+        clock = time.monotonic()
+        if not self._queue.empty() and clock - self._settled < PAUSE:
+            return  # in a storm, once for many looks
         if any(run.unsettled for run in runs):
+            self._settled = clock
             position = self._attribution.settle()
             for run in runs:
                 run.settle(self._attribution, position)
@@ -638,7 +643,7 @@ class Guard:
         else:
             self._sweep(run, content=Reason.WATCHES_MISSING in self._open)
             self._look_at_git()
-        self._name_writers(run)
+        run.settle(self._attribution, self._attribution.settle())
         before, after = run.git_before, self._git_now
         return Report(
             self._coverage(run.since, run),

@@ -164,11 +164,11 @@ def parse(buffer: bytes) -> Iterator[Touch]:
     at = 0
     while at + _METADATA.size <= len(buffer):
         length, _, _, header, mask, _, pid = _METADATA.unpack_from(buffer, at)
-        if length < _METADATA.size:
+        if length < _METADATA.size or at + length > len(buffer):
             return
         directory, name = b"", b""
         pidfd: int | None = None
-        place, end = at + header, min(at + length, len(buffer))
+        place, end = at + header, at + length
         while place + _INFO.size <= end:
             kind, _, size = _INFO.unpack_from(buffer, place)
             if size < _INFO.size:

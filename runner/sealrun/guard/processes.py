@@ -69,8 +69,31 @@ def look(pid: int) -> tuple[Process, int | None]:
     status = _read(place + "status", 4096)
     found = re.search(rb"^Uid:\s*\d+\s+(\d+)", status, re.MULTILINE)
     uid = None if found is None else int(found[1])
-    inside = _CONTAINER.search(_read(place + "cgroup", 4096).decode("ascii", "replace"))
-    return Process(pid, exe, cmdline, cwd, uid, started, inside[0] if inside else None), parent
+    return Process(pid, exe, cmdline, cwd, uid, started, container_of(pid)), parent
+
+
+def glance(pid: int, uid: int | None) -> Process:
+    """Read at once what tells a process that has just called exec; ``look`` takes five times as long.
+
+    Args:
+        pid: of the process.
+        uid: its user before that exec.
+    """
+    place = f"/proc/{pid}"
+    exe, cwd = _link(place + "/exe"), _link(place + "/cwd")
+    cmdline = _arguments(_read(place + "/cmdline", ARGUMENTS))
+    try:
+        owner: int | None = os.stat(place).st_uid  # noqa: PTH116 - three times as fast
+    except OSError:
+        owner = None
+    # proc(5): root owns the directory also where the process may not be dumped.
+    return Process(pid, exe, cmdline, cwd, owner if owner or not uid else None)
+
+
+def container_of(pid: int) -> str | None:
+    """Read the container that a process is in; None where it is in none, or gone."""
+    found = _CONTAINER.search(_read(f"/proc/{pid}/cgroup", 4096).decode("ascii", "replace"))
+    return found[0] if found else None
 
 
 def _read(path: str, limit: int) -> bytes:
@@ -142,6 +165,7 @@ class Recent:
 
     def __init__(self) -> None:
         self._known: OrderedDict[int, Known] = OrderedDict()
+        self._entered: list[int] = []
 
     def get(self, pid: int) -> Known | None:
         """Return what is remembered of a pid."""
@@ -152,25 +176,47 @@ class Recent:
         self._known.clear()
 
     def forked(self, parent: int, child: int) -> None:
-        """A process made a child."""
+        """A process made a child, which runs the same program until it calls exec."""
         known = self._known.get(parent)
         if known is None or not known.alive:
             known = self.seen(*look(parent))
         process = replace(known.process, pid=child, started=None)
-        line = (brief(known.process), *known.parents)[:PARENTS]
+        line = (known.process, *known.parents)[:PARENTS]
         self._keep(child, Known(process, line, followed=True))
 
-    def executed(self, pid: int, at: int) -> Known:
-        """A process runs another program now."""
+    def executed(self, pid: int, at: int, *, gone: bool) -> None:
+        """A process runs another program now.
+
+        Args:
+            pid: of the process.
+            at: monotonic nanoseconds.
+            gone: it has ended since, so that looking is in vain.
+        """
         known = self._known.get(pid)
-        process, parent = look(pid)
         if known is None:
+            process, parent = look(pid)
             known = Known(process, self.line(parent))
         else:
-            known.before = known.process
-            known.process = process
+            known.before = before = known.process
+            if gone:
+                known.process = Process(pid, uid=before.uid, container=before.container)
+            else:
+                read = glance(pid, before.uid)
+                known.process = replace(read, container=before.container)
+                self._entered.append(pid)
         known.followed, known.executed, known.looked = True, at, clock()
-        return self._keep(pid, known)
+        self._keep(pid, known)
+
+    def complete(self) -> None:
+        """Find out at leisure what can wait of the processes that called exec of late."""
+        for pid in self._entered:
+            known = self._known.get(pid)
+            if known is None or not known.alive:
+                continue
+            container = known.process.container or container_of(pid)
+            started = known.process.started or _stat(_read(f"/proc/{pid}/stat", 4096))[1]
+            known.process = replace(known.process, container=container, started=started)
+        self._entered.clear()
 
     def ended(self, pid: int) -> None:
         """A process ended; what is known of it stays."""
@@ -194,11 +240,11 @@ class Recent:
         while parent and len(found) < PARENTS:
             known = self._known.get(parent)
             if known is not None and known.alive and known.followed:
-                return (*found, brief(known.process), *known.parents)[:PARENTS]
+                return (*found, known.process, *known.parents)[:PARENTS]
             process, parent = look(parent)
             if process.started is None:
                 break
-            found.append(brief(process))
+            found.append(process)
         return tuple(found)
 
     def _keep(self, pid: int, known: Known) -> Known:

@@ -20,10 +20,6 @@ import socket
 import struct
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 FORK, EXEC, EXIT = 0x1, 0x2, 0x80000000
 _CONNECTOR, _PROC_GROUP, _LISTEN = 11, 1, 1
@@ -87,24 +83,25 @@ def listen() -> socket.socket:
     return made
 
 
-def receive(source: socket.socket) -> Iterator[Happening]:
-    """Yield everything that has happened by now.
+def receive(source: socket.socket) -> list[Happening]:
+    """Return everything that has happened by now.
 
     Raises:
         EventsLost: some of it cannot be told any more; what follows can.
     """
+    found: list[Happening] = []
     while True:
         try:
             data = source.recv(4096)
         except BlockingIOError:
-            return
+            return found
         except OSError as error:
             if error.errno == errno.ENOBUFS:
                 raise EventsLost from error
             raise
         happening = parse(data)
         if happening is not None:
-            yield happening
+            found.append(happening)
 
 
 def parse(data: bytes) -> Happening | None:

@@ -32,7 +32,7 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from sealrun.guard import fanotify, procevents
-from sealrun.guard.processes import Known, Process, Recent, look
+from sealrun.guard.processes import Known, Process, Recent, brief, look
 
 if TYPE_CHECKING:
     from sealrun.guard.fanotify import Touch
@@ -42,6 +42,8 @@ READ = 1 << 16
 #: Nanoseconds for which what was read of a living process that we follow is not read again, and
 #: after which a process that nobody told us the end of might be another one of the same pid.
 FRESH, STALE = 20_000_000, 1_000_000_000
+#: Milliseconds for which we leave the events of a busy writer alone.
+PAUSE = 4
 #: Microseconds of computing at once that we may claim ahead of others, and our nice value beyond
 #: that (setpriority(2)).
 RUSH, NICE = 100_000, -10
@@ -64,6 +66,7 @@ class Witness:
         self._lost: list[str] = []
         self._who: dict[int, list[Any]] = {}
         self._touched: list[list[Any]] = []
+        self._busy = False
         self._news: socket.socket | None = None
         try:
             self._news = procevents.listen()
@@ -74,13 +77,18 @@ class Witness:
 
     def run(self) -> None:
         """Tell the guard what happens until it goes away."""
-        waits = select.poll()
-        for source in (self._group, self._guard, self._news):
+        everything, others = select.poll(), select.poll()
+        everything.register(self._group, select.POLLIN)
+        for source in (self._guard, self._news):
             if source is not None:
-                waits.register(source, select.POLLIN)
+                everything.register(source, select.POLLIN)
+                others.register(source, select.POLLIN)
         self._tell({"ready": self.deaf})
         while True:
-            waits.poll()
+            if self._busy:
+                others.poll(PAUSE)
+            else:
+                everything.poll()
             self._see()
             asked = self._asked()
             if asked is None:
@@ -118,35 +126,41 @@ class Witness:
     # -- seeing ------------------------------------------------------------------------------
 
     def _see(self) -> None:
+        # Events of writers that we follow may wait for each other: the kernel merges them meanwhile.
+        self._busy = False
         while True:
             self._hear()
             try:
                 buffer = os.read(self._group, READ)
             except BlockingIOError:
                 self._quiet = time.monotonic_ns()
-                return
+                break
             for touch in fanotify.parse(buffer):
                 try:
                     self._one(touch)
                 finally:
                     if touch.pidfd is not None and touch.pidfd >= 0:
                         os.close(touch.pidfd)
+        self._recent.complete()
 
     def _hear(self) -> None:
         if self._news is None:
             return
         recent = self._recent
         try:
-            for happening in procevents.receive(self._news):
-                if happening.what == procevents.EXEC:
-                    recent.executed(happening.pid, happening.at)
-                elif happening.what == procevents.FORK:
-                    recent.forked(happening.parent, happening.pid)
-                else:
-                    recent.ended(happening.pid)
+            news = procevents.receive(self._news)
         except procevents.EventsLost:
             recent.forget()
             self._lost.append("process events were lost")
+            return
+        ended = {one.pid for one in news if one.what == procevents.EXIT}
+        for one in news:
+            if one.what == procevents.EXEC:
+                recent.executed(one.pid, one.at, gone=one.pid in ended)
+            elif one.what == procevents.FORK:
+                recent.forked(one.parent, one.pid)
+            else:
+                recent.ended(one.pid)
 
     def _one(self, touch: Touch) -> None:
         if touch.mask & fanotify.OVERFLOW:
@@ -155,13 +169,12 @@ class Witness:
         if touch.pid in self._ours or not touch.directory:
             return
         known, how, why = self._name(touch)
-        self._who[known.serial] = [_plain(one) for one in (known.process, *known.parents)]
-        self._touched.append(
-            [
-                *(touch.directory.hex(), touch.name.decode("latin-1"), touch.mask),
-                *(known.serial, how, why),
-            ]
-        )
+        line = (known.process, *map(brief, known.parents))
+        self._who[known.serial] = [_plain(one) for one in line]
+        name = touch.name.decode("latin-1")
+        row = [touch.directory.hex(), name, touch.mask, known.serial, how, why]
+        if not self._touched or self._touched[-1] != row:
+            self._touched.append(row)
 
     def _name(self, touch: Touch) -> tuple[Known, str, str | None]:
         """Return what is known of an event's process, how, and why not better."""
@@ -179,8 +192,11 @@ class Witness:
 
     def _look(self, touch: Touch, known: Known | None) -> tuple[Known | None, bool]:
         """Look at a process that lived when its event was read; say whether it was read whole."""
-        followed = known is not None and known.followed and known.alive
+        followed = known is not None and known.followed
+        if known is not None and followed and not known.alive:
+            return known, False  # it is ending; of another process we would have been told
         if known is not None and followed and _age(known) < FRESH:
+            self._busy = True
             return known, known.process.complete
         process, parent = look(touch.pid)
         if not _there(touch.pidfd):

@@ -1,0 +1,461 @@
+"""Who wrote: real second processes, named from the kernel's events, and what is said without them.
+
+These tests need root in the first pid namespace, as fanotify and process events do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import _sandbox
+from _guard import Site, eventually, site
+from sealrun.guard import Mutation, Writer, fanotify
+from sealrun.guard.attribution import Seen, judge
+from sealrun.guard.processes import ARGUMENTS, CUT, Process, look, merged
+from sealrun.ledger import Process as Recorded
+from sealrun.ledger import WriterFacts
+from sealrun.writers import HIDDEN, describe, facts, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["site"]
+
+#: How often each technique writes, and the share of times that its writer must be named.
+TIMES, SHARE = 20, 0.95
+
+# Each is what another process does, the program that must be named, and the kind of mutation.
+# ``{n}`` makes each time's bytes its own.
+TECHNIQUES: dict[str, tuple[str, str, str]] = {
+    "sed in place": ("sed -i 's/= .*/= 0.{n}/' train.py", "sed", "modified"),
+    "append": ("echo '# {n}' >> train.py", "bash", "modified"),
+    "append in a subshell": ("(echo '# {n}' >> train.py); :", "bash", "modified"),
+    "output of a program": ("seq {n} 99 > train.py", "seq", "modified"),
+    "python": ("python3 -Ic \"open('train.py', 'a').write('# {n}')\"", "python3", "modified"),
+    "move over": ("echo {n} > ../t{n}; mv ../t{n} train.py", "mv", "modified"),
+    "copy over": ("echo {n} > ../t; cp ../t train.py", "cp", "modified"),
+    "editor": (
+        "cp train.py train.py~; sed 's/= .*/= 0.{n}/' train.py~ > .n; mv -f .n train.py; rm train.py~",
+        "mv", "modified"),
+    "remove": ("rm train.py # {n}", "rm", "deleted"),
+    "move away": ("mv train.py ../gone{n}", "mv", "deleted"),
+    "mode": ("chmod +x train.py # {n}", "chmod", "mode-changed"),
+    "link": ("ln -sf prepare.py train.py # {n}", "ln", "type-changed"),
+}  # fmt: skip
+
+
+def _strike(site: Site, script: str) -> Mutation:
+    """Let a shell write, and return the mutation that was found last."""
+    subprocess.run(["bash", "-c", script + "\n:"], cwd=site.root, check=True)
+    return max(site.drain().mutations, key=lambda mutation: mutation.last.monotonic)
+
+
+def _restore(site: Site) -> None:
+    site.git("checkout", "-qf", ".")
+    site.drain()
+
+
+def _process(mutation: Mutation) -> Process:
+    assert mutation.writer.process is not None, mutation.writer
+    return mutation.writer.process
+
+
+def _witness(site: Site) -> int:
+    """Return the pid of the process that sees who writes."""
+    pid = site.guard.pid
+    (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return int(child)
+
+
+@pytest.mark.parametrize("technique", TECHNIQUES)
+def test_short_lived_writers_are_named(
+    site: Site, technique: str, record_property: Callable[[str, object], None]
+) -> None:
+    """A process that is gone in a millisecond is named, with its program, almost every time."""
+    script, program, kind = TECHNIQUES[technique]
+    site.arm()
+    hows: list[str] = []
+    for number in range(10, 10 + TIMES):
+        mutation = _strike(site, script.replace("{n}", str(number)))
+        assert mutation.kind == kind
+        assert mutation.candidates == ()
+        writer = mutation.writer
+        whole = writer.how in {"live", "cached"}
+        if whole:
+            process = _process(mutation)
+            assert process.exe is not None
+            assert Path(process.exe).name.startswith(program)
+            assert (process.uid, process.cwd) == (0, str(site.root))
+            assert writer.parents, "somebody started it"
+            assert writer.why is None
+        hows.append(writer.how)
+        _restore(site)
+    named = sum(how in {"live", "cached"} for how in hows) / TIMES
+    told = {how: hows.count(how) for how in dict.fromkeys(hows)}
+    record_property("named", f"{named:.0%} {told}")
+    print(f"{technique}: {named:.0%} {told}")  # noqa: T201 - pytest -rP shows the share
+    assert named >= SHARE, told
+    assert "unavailable" not in told
+
+
+def test_a_writer_is_known_whole(site: Site) -> None:
+    """Of a living writer everything is on record: program, arguments, place, user, start, parents."""
+    site.arm()
+    script = "import os, sys; f = open('train.py', 'a'); f.write('#'); f.flush(); print(flush=True); input()"
+    argv = [sys.executable, "-Ic", script, "caf\udce9"]
+    with subprocess.Popen(
+        argv, cwd=site.root, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        mutation = site.only()
+        expected, _ = look(process.pid)
+        process.kill()
+    assert mutation.writer.how == "live"
+    assert _process(mutation) == expected
+    assert expected.cmdline == tuple(argv)
+    assert mutation.writer.kind == "unknown", "nobody is called foreign without being certain"
+    assert mutation.writer.parents[0].pid == os.getpid()
+    assert mutation.writer.parents[-1].pid == 1 or len(mutation.writer.parents) == 12
+
+
+def test_a_daemon_is_named_with_those_that_started_it(site: Site) -> None:
+    """A process that was forked twice and belongs to init now is named, and so is its ancestor."""
+    site.arm()
+    site.sh(
+        'python3 -Ic "import os, time\nif os.fork(): os._exit(0)\nos.setsid()\n'
+        "if os.fork(): os._exit(0)\ntime.sleep(0.1)\nopen('train.py', 'a').write('#')\"\n:"
+    )
+    eventually(lambda: bool(site.drain().mutations))
+    mutation = site.only()
+    assert mutation.writer.how in {"live", "cached"}
+    line = [Path(parent.exe or "?").name for parent in mutation.writer.parents[:3]]
+    assert [name.rstrip("0123456789.") for name in line] == ["python", "python", "bash"]
+
+
+def test_another_user_is_named_by_number(site: Site) -> None:
+    """A writer of another uid is on record with that uid; still nobody is called foreign."""
+    for directory in (site.root, *site.root.parents):
+        with suppress(PermissionError):
+            if directory.stat().st_uid == os.getuid() and directory.is_relative_to("/tmp/"):  # noqa: S108 - where pytest works
+                directory.chmod(0o755)
+    (site.root / "train.py").chmod(0o666)
+    site.arm()
+    mutation = _strike(
+        site, "setpriv --reuid 65534 --regid 65534 --clear-groups bash -c 'echo 1 >> train.py'"
+    )
+    assert (_process(mutation).uid, mutation.writer.kind) == (65534, "unknown")
+    recorded = facts(mutation.writer, (), 0)
+    assert recorded.process is not None
+    assert recorded.process.user == pwd.getpwuid(65534).pw_name
+
+
+@pytest.mark.engine
+def test_a_writer_in_a_container_is_named_with_it(site: Site) -> None:
+    """A process of a container that mounts the workspace is named with the container's id."""
+    api = _sandbox.client()
+    made = api.create_container(
+        _sandbox.image(api),
+        ["/bin/sh", "-c", "echo 'from inside' >> /w/train.py; sleep 0.1"],
+        host_config=api.create_host_config(binds=[f"{site.root}:/w"], network_mode="none"),
+    )
+    site.arm()
+    try:
+        api.start(made["Id"])
+        api.wait(made["Id"])
+        mutation = site.only()
+    finally:
+        api.remove_container(made["Id"], force=True)
+    assert mutation.writer.how in {"live", "cached"}
+    assert _process(mutation).container == made["Id"]
+    assert _process(mutation).exe == "/bin/sh"
+    told = describe(facts(mutation.writer, (), 0))
+    assert f"in container {made['Id'][:12]}" in (told or "")
+
+
+def test_there_and_back_again_keeps_the_first_writer(site: Site) -> None:
+    """Who brought the foreign bytes stays on record when somebody else restores the file."""
+    site.arm()
+    site.sh("sed -i s/0.5/0.3/ train.py; sleep 0.1; git checkout -q train.py")
+    mutation = site.only()
+    assert mutation.restored
+    assert Path(_process(mutation).exe or "").name == "sed"
+
+
+def test_the_last_to_bring_a_state_is_named(site: Site) -> None:
+    """The same foreign bytes from two programs, one after the other: the later one is named."""
+    site.arm()
+    first = _strike(site, "sed -i s/0.5/0.3/ train.py")
+    _restore(site)
+    second = _strike(site, "echo 'SCALAR_LR = 0.3' > train.py")
+    assert (first.number, second.count) == (second.number, 2)
+    assert Path(_process(second).exe or "").name == "bash"
+
+
+def test_identical_rewrites_name_nobody(site: Site) -> None:
+    """Where nothing was mutated there is no writer to name."""
+    site.arm()
+    site.sh("cp train.py ../t; cp ../t train.py; touch train.py")
+    report = site.drain()
+    assert (report.mutations, len(report.rewrites)) == ((), 1)
+
+
+def test_data_files_have_writers_too(site: Site, tmp_path: Path) -> None:
+    """A change of a mounted data file names its writer like one of the workspace."""
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "0.bin").write_bytes(b"0" * 100)
+    site.arm(extra=(data,))
+    mutation = _strike(site, f"sed -i s/0/1/ {data}/0.bin")
+    assert mutation.area == "data"
+    assert Path(_process(mutation).exe or "").name == "sed"
+
+
+def test_a_storm_hides_nobody(site: Site) -> None:
+    """While others write 20,000 times into the workspace, a short-lived writer is named."""
+    site.arm()
+    storm = "import os\nfor n in range(20000):\n f = os.open('run%d.log' % (n % 50), 65); os.write(f, b'x'); os.close(f)"
+    with subprocess.Popen(["python3", "-Ic", storm], cwd=site.root) as process:
+        time.sleep(0.05)
+        mutation = _strike(site, "sed -i s/0.5/0.3/ train.py")
+        process.wait()
+    assert Path(_process(mutation).exe or "").name == "sed"
+    assert site.drain().coverage.complete
+
+
+def test_a_formatter_over_many_files_is_named_each_time(site: Site) -> None:
+    """One program that rewrites 300 files is one process, 300 times."""
+    for number in range(300):
+        site.put(b"lib/m%d.py" % number, b"x=%d\n" % number)
+    site.commit()
+    site.arm()
+    site.sh("sed -i 's/=/ = /' lib/*.py")
+    mutations = site.drain().mutations
+    assert len(mutations) == 300
+    assert len({_process(mutation).pid for mutation in mutations}) == 1
+
+
+# -- without the privilege, and without the witness ----------------------------------------------
+
+_SCRIPT = """
+import json, subprocess, sys
+from pathlib import Path
+from sealrun.guard import ensure
+from sealrun.state import Places
+p = [Path(a) for a in sys.argv[1:]]
+client = ensure(p[0], Places(*p[1:5]))
+client.arm("run", p[5], p[6])
+subprocess.run([sys.executable, "-Ic", "import time; f = open('train.py', 'a'); f.write('#'); f.close(); "
+                "time.sleep(0.3)"], cwd=p[0], check=True)
+report = client.disarm("run")
+client.stop("test")
+(mutation,) = report.mutations
+print(json.dumps([report.coverage.complete, mutation.writer.how, mutation.writer.why,
+                  mutation.writer.process and mutation.writer.process.cmdline[:2]]))
+"""
+
+
+def _without(site: Site, *privilege: str) -> list[object]:
+    places = site.places
+    where = (site.root, places.state, places.data, places.cache, places.runtime)
+    done = subprocess.run(
+        [
+            *("setpriv", *privilege, sys.executable, "-c", _SCRIPT),
+            *map(str, (*where, site.manifest, site.evidence)),
+        ],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    answer = json.loads(done.stdout)
+    assert isinstance(answer, list)
+    return answer
+
+
+def test_without_privilege_everything_else_works(site: Site) -> None:
+    """A guard that may not name writers finds and covers as ever, and says what it lacks."""
+    complete, how, why, process = _without(site, "--bounding-set=-sys_admin")
+    assert (complete, how, process) == (True, "unavailable", None)
+    assert "CAP_SYS_ADMIN" in str(why)
+
+
+def test_without_process_events_the_living_are_named(site: Site) -> None:
+    """Where only process events are refused, a writer that lives on is named."""
+    complete, how, why, process = _without(site, "--bounding-set=-net_admin")
+    assert (complete, how, why, process) == (True, "live", None, [sys.executable, "-Ic"])
+
+
+def test_a_killed_witness_costs_names_only(site: Site) -> None:
+    """When the process that sees writers is killed, coverage stays; the next run has another."""
+    site.arm()
+    os.kill(_witness(site), signal.SIGKILL)
+    site.sh("sed -i s/0.5/0.3/ train.py")
+    report = site.drain()
+    (mutation,) = report.mutations
+    assert report.coverage.complete
+    assert (mutation.writer.how, mutation.writer.process) == ("unavailable", None)
+    assert mutation.writer.why == "the process that names writers ended"
+    site.guard.disarm("run")
+    site.git("checkout", "-qf", ".")
+    site.arm()
+    assert Path(_process(_strike(site, "sed -i s/0.5/0.1/ train.py")).exe or "").name == "sed"
+
+
+def test_a_stopped_witness_hinders_nobody(site: Site) -> None:
+    """When it is stopped, writers and the guard go on; what it slept through is not guessed."""
+    site.arm()
+    witness = _witness(site)
+    os.kill(witness, signal.SIGSTOP)
+    try:
+        mutation = _strike(site, "sed -i s/0.5/0.3/ train.py")
+        assert mutation.writer.how == "unavailable"
+        assert "does not answer" in (mutation.writer.why or "")
+        assert site.drain().coverage.complete
+    finally:
+        os.kill(witness, signal.SIGCONT)
+    _restore(site)
+    eventually(
+        lambda: (
+            _strike(site, f"echo {time.monotonic()} > train.py").writer.how in {"live", "cached"}
+        )
+    )
+
+
+def test_an_overflow_of_its_queue_costs_names_only(site: Site) -> None:
+    """More events than the kernel keeps for it: coverage stays, no name is called certain."""
+    site.arm()
+    witness = _witness(site)
+    limit = int(Path("/proc/sys/fs/fanotify/max_queued_events").read_text())
+    os.kill(witness, signal.SIGSTOP)
+    try:
+        site.python(
+            f"import os, time\nfor n in range({limit} + 100):\n"
+            " os.close(os.open('f%d' % n, 65))\n if n % 500 == 0: time.sleep(0.01)"
+        )
+        site.sh("sed -i s/0.5/0.3/ train.py")
+    finally:
+        os.kill(witness, signal.SIGCONT)
+    report = site.drain()
+    (mutation,) = report.mutations
+    assert report.coverage.complete
+    assert mutation.writer.how in {"unavailable", "partial"}
+    assert mutation.writer.why
+
+
+def test_the_witness_ends_with_its_guard(site: Site) -> None:
+    """A guard that is killed leaves no process behind."""
+    site.arm()
+    witness = _witness(site)
+    os.kill(site.guard.pid, signal.SIGKILL)
+    eventually(lambda: not Path(f"/proc/{witness}").exists())
+
+
+# -- pure parts ----------------------------------------------------------------------------------
+
+
+def _seen(position: int, serial: int, mask: int, batch: int = 0) -> Seen:
+    writer = Writer(how="live", process=Process(serial))
+    return Seen(position, batch or position, mask, serial, writer)
+
+
+def _judged(kind: str, *own: Seen, above: tuple[Seen, ...] = (), steady: bool = True) -> object:
+    writer, candidates = judge(kind, own, above, steady=steady)
+    if writer is None:
+        return None
+    pid = None if writer.process is None else writer.process.pid
+    return pid, writer.how, [other.process.pid for other in candidates if other.process]
+
+
+def test_only_an_event_that_can_have_led_to_it_names_a_writer() -> None:
+    """Each kind of mutation has the events that make it; others name nobody."""
+    chmod, remove = _seen(1, 7, fanotify.ATTRIBUTE), _seen(1, 7, fanotify.DELETE)
+    assert _judged("modified", chmod) is None
+    assert _judged("mode-changed", chmod) == (7, "live", [])
+    assert _judged("modified", remove) is None
+    assert _judged("deleted", remove) == (7, "live", [])
+    moved = _seen(1, 8, fanotify.MOVED_FROM | fanotify.DIRECTORY)
+    assert _judged("deleted", above=(moved,)) == (8, "live", [])
+    made = _seen(1, 8, fanotify.CREATE | fanotify.DIRECTORY)
+    assert _judged("modified", above=(made,)) is None, "who made a directory did not fill it"
+
+
+def test_of_several_the_last_is_named_if_the_order_is_certain() -> None:
+    """Events of one read may have been merged: then the name is partial and the others are told."""
+    first, second = _seen(1, 7, fanotify.MODIFY), _seen(2, 8, fanotify.MOVED_TO)
+    assert _judged("modified", first, second) == (8, "live", [7])
+    merged_ones = _seen(1, 7, fanotify.MODIFY, 5), _seen(2, 8, fanotify.MOVED_TO, 5)
+    assert _judged("modified", *merged_ones) == (8, "partial", [7])
+    assert _judged("modified", first, second, steady=False) == (None, "unavailable", [8, 7])
+
+
+def test_a_close_alone_does_not_outrank_a_write() -> None:
+    """Who merely had the file open for writing is a candidate beside the one that wrote."""
+    wrote, closed = _seen(1, 7, fanotify.MODIFY), _seen(2, 8, fanotify.CLOSE_WRITE)
+    assert _judged("modified", wrote, closed) == (7, "partial", [8])
+    assert _judged("modified", closed) == (8, "live", []), "a mapped write makes no other event"
+
+
+def test_a_pid_is_not_mixed_up_with_its_successor() -> None:
+    """What was known of a pid is dropped when another process has it."""
+    old = Process(7, exe="/bin/old", cmdline=("old",), uid=1, started=100)
+    assert merged(Process(7, started=100), old) == old
+    assert merged(Process(7, started=200), old) == Process(7, started=200)
+
+
+def test_long_arguments_are_cut_and_said_to_be() -> None:
+    """A command line beyond the bound ends in a mark."""
+    argv = [sys.executable, "-Ic", "input()", *(["x" * 1000] * 20)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE) as process:
+        eventually(lambda: (look(process.pid)[0].cmdline or ())[1:2] == ("-Ic",))
+        seen, _ = look(process.pid)
+        process.kill()
+    assert seen.cmdline is not None
+    assert seen.cmdline[-1] == CUT
+    assert sum(map(len, seen.cmdline)) <= ARGUMENTS
+
+
+def test_malformed_events_are_survived(tmp_path: Path) -> None:
+    """A buffer that was cut short yields what is whole in it and ends."""
+    group = fanotify.open_group()
+    try:
+        fanotify.mark(group, os.fsencode(tmp_path))
+        (tmp_path / "file").write_text("x")
+        buffer = os.read(group, 65536)
+    finally:
+        os.close(group)
+    whole = list(fanotify.parse(buffer))
+    assert whole
+    for length in range(len(buffer)):
+        assert len(list(fanotify.parse(buffer[:length]))) <= len(whole)
+
+
+def test_other_users_arguments_are_roots_to_see() -> None:
+    """A command line of another user is shown to root; others see its program and that it is cut."""
+    theirs = Recorded(pid=7, exe="/bin/tool", cmdline=("tool", "--token", "s3cret"), uid=1000)
+    assert shown(theirs, 0) == shown(theirs, 1000) == theirs
+    assert shown(theirs, 1001).cmdline == ("tool", HIDDEN)
+
+
+def test_a_writer_in_a_sentence() -> None:
+    """Messages name pid, command, parent and how sure that is; an unknown writer makes none."""
+    writer = WriterFacts(
+        how="live",
+        process=Recorded(pid=4711, exe="/usr/bin/sed", cmdline=("sed", "-i", "s/0.5/0.3/", "a b")),
+        parents=(Recorded(pid=4700, exe="/usr/bin/bash"),),
+    )
+    sentence = "written by pid 4711 /usr/bin/sed -i s/0.5/0.3/ 'a b', child of bash (4700)"
+    assert describe(writer) == sentence
+    assert describe(WriterFacts(why="needs CAP_SYS_ADMIN")) is None
+    gone = WriterFacts(how="gone", why="it had ended", process=Recorded(pid=9))
+    assert describe(gone) == "written by pid 9 of an unknown program (gone: it had ended)"
