@@ -102,7 +102,8 @@ MEANINGS: dict[Reason, Meaning] = {
         Severity.FLAG_HARMLESS, "a foreign writer changed the workspace during the run"
     ),
     Reason.EDIT_UNATTRIBUTED: Meaning(
-        Severity.FLAG_HARMLESS, "the workspace changed during the run; whose change it is, is not known"
+        Severity.FLAG_HARMLESS,
+        "the workspace changed during the run; whose change it is, is not known",
     ),
     Reason.IN_CONTAINER: Meaning(
         Severity.ABORT, "committed, environment or base files changed inside the container"
