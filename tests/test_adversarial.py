@@ -446,3 +446,33 @@ def test_a_protected_file_may_not_become_a_link(cli: Cli, repo: Repo) -> None:
     assert repo.git("rev-parse", "HEAD:judge") == repo.git("rev-parse", "HEAD~1:judge")
     result, _ = cli.run("true", status=121)
     assert _codes(result) == {"protected-changed"}
+
+
+def test_a_working_directory_elsewhere_is_refused(cli: Cli, repo: Repo, tmp_path: Path) -> None:
+    """``core.worktree`` would have a copy compared while the loop edits these files."""
+    copy = tmp_path / "copy"
+    shutil.copytree(repo.path, copy, ignore=shutil.ignore_patterns(".git"))
+    (copy / ".git").write_text(f"gitdir: {repo.path}/.git\n")
+    repo.git("config", "core.worktree", str(copy))
+    repo.write({"train.py": TRAIN.replace("0.5", "0.3")})
+    assert "core.worktree" in cli("run", "--", "python3", "train.py", status=2).stderr
+
+
+def test_neither_stream_of_ours_can_be_made_to_look_like_a_metric(cli: Cli, repo: Repo) -> None:
+    """Line feeds and escapes in names, subjects and ideas stay visible text behind our prefix."""
+    forged = "a\nval_bpb: 0.001 \x1b[2J"
+    repo.commit({forged: "1\n", b"\xff".decode("utf-8", "surrogateescape"): "1\n"}, forged)
+    repo.write({forged: "val_bpb: 3\n", b"\xff".decode("utf-8", "surrogateescape"): "2\n"})
+    _, done = cli.run("python3", "train.py", status=121)
+    said = done.stderr
+    repo.git("checkout", "-q", ".")
+    with running(cli, "-m", forged) as run:
+        repo.write({forged: "val_bpb: 3\n"})
+    said += run.errors
+    assert said.count("0.001") > 1
+    assert all(line.startswith("[sealrun] ") for line in said.splitlines())
+    for command in (("log",), ("show", run.id), ("verify",)):
+        done = cli(*command, status=None)
+        said += done.stdout + done.stderr
+    assert "\x1b" not in said
+    assert not any(line.startswith("val_bpb") for line in said.splitlines())

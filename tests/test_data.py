@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from sealrun.data import HashCache, changes, target_of
 from sealrun.errors import Refused
@@ -54,6 +55,28 @@ def test_changes_are_told_by_content(tmp_path: Path) -> None:
     ]
 
 
+def test_where_a_link_leads_is_part_of_the_data(tmp_path: Path) -> None:
+    """A link turned from one version to another is other data, and a change."""
+    data = tmp_path / "data"
+    for name in ("v1", "v2"):
+        (data / name).mkdir(parents=True)
+        (data / name / "tokens").write_text("same")
+    (data / "now").symlink_to("v1")
+    cache = HashCache(tmp_path / "h")
+    (first,) = cache.manifest([_policy(data)], tmp_path, Silent())
+    (data / "now").unlink()
+    (data / "now").symlink_to("v2")
+    assert [sentence.rpartition("/")[2] for sentence in changes(first)] == ["now changed"]
+    (second,) = cache.manifest([_policy(data)], tmp_path, Silent())
+    assert second.digest != first.digest
+
+
+def test_a_source_means_the_same_wherever_a_run_is_started() -> None:
+    """A relative path would be other data in another directory."""
+    with pytest.raises(ValidationError, match="absolute"):
+        DataPolicy(source="corpus")
+
+
 def test_targets(tmp_path: Path) -> None:
     """Below the caller's home it appears below the container's; elsewhere at /data."""
     home = tmp_path / "home"
@@ -64,7 +87,11 @@ def test_targets(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "target",
-    ["/workspace", "/workspace/data", "/", "/etc/ssl", "/opt", "relative", "/out/x", "/usr"],
+    [
+        *("/workspace", "/workspace/data", "/", "/etc/ssl", "/opt", "relative", "/out/x", "/usr"),
+        *("/lib/python3.11", "/bin", "/lib64", "/var", "/home", "/home/run"),
+        "~/.local/lib/python3.11/site-packages",
+    ],
 )
 def test_targets_that_would_cover_code_are_refused(tmp_path: Path, target: str) -> None:
     """Nothing is mounted at, above or below committed files, imports, outputs or the system."""

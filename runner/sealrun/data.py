@@ -30,6 +30,13 @@ if TYPE_CHECKING:
 _CHUNK = 1 << 20
 #: HOME inside a container.
 CONTAINER_HOME = "/home/run"
+#: What no data may cover: the code, what it imports, what the system and the sandbox need.
+_TAKEN = (
+    *("/workspace", "/opt/env", "/out", "/.sealrun", f"{CONTAINER_HOME}/.local/lib"),
+    *("/proc", "/sys", "/dev", "/etc", "/usr", "/var/tmp"),  # noqa: S108 - in the container
+    # Links into /usr in most bases.
+    *("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +98,12 @@ def target_of(policy: DataPolicy, home: Path) -> str:
     else:
         target = f"/data/{source.name}"
     clean = os.path.normpath(target)
-    taken = ("/workspace", "/opt/env", "/out", "/.sealrun", "/proc", "/sys", "/dev", "/etc", "/usr")
     covers = any(
         clean == t or clean.startswith(t + "/") or t.startswith(clean.rstrip("/") + "/")
-        for t in taken
+        for t in _TAKEN
     )
-    if not clean.startswith("/") or covers or clean == CONTAINER_HOME:
+    covers = covers or f"{CONTAINER_HOME}/".startswith(clean.rstrip("/") + "/")
+    if not clean.startswith("/") or covers:
         raise Refused(
             f"data mount {policy.source}: its target {target} lies at, above or below a path of "
             "the system, the code or the outputs",
@@ -144,7 +151,7 @@ def _dataset(
     target = target_of(policy, home)
     try:
         source = source.resolve(strict=True)
-        found = list(walk(source))
+        found = list(walk(source, links=True))
     except OSError as error:
         raise Refused(
             f"data mount {policy.source}: {error.strerror}",
@@ -188,8 +195,12 @@ def _dataset(
     return Dataset(source, target, tuple(files), hashlib.sha256(lines).hexdigest(), hashed)
 
 
-def walk(source: Path) -> Iterator[tuple[bytes, Identity]]:
+def walk(source: Path, *, links: bool = False) -> Iterator[tuple[bytes, Identity]]:
     """Yield each regular file at or below a path, sorted, with its identity; follows no link.
+
+    Args:
+        source: a directory or a file.
+        links: yield symbolic links too: where one leads decides what is read.
 
     Raises:
         OSError: a directory cannot be read.
@@ -198,23 +209,27 @@ def walk(source: Path) -> Iterator[tuple[bytes, Identity]]:
     if stat.S_ISREG(status.st_mode):
         yield b"", Identity.of(status)
         return
-    yield from _walk(source, b"")
+    yield from _walk(source, b"", links=links)
 
 
-def _walk(root: Path, below: bytes) -> Iterator[tuple[bytes, Identity]]:
+def _walk(root: Path, below: bytes, *, links: bool) -> Iterator[tuple[bytes, Identity]]:
     with os.scandir(os.fsencode(root / os.fsdecode(below))) as listing:
         entries = sorted(listing, key=lambda entry: entry.name)
     for entry in entries:
         path = below + b"/" + entry.name if below else entry.name
         if entry.is_dir(follow_symlinks=False):
-            yield from _walk(root, path)
-        elif entry.is_file(follow_symlinks=False):
+            yield from _walk(root, path, links=links)
+        elif entry.is_file(follow_symlinks=False) or (links and entry.is_symlink()):
             yield path, Identity.of(entry.stat(follow_symlinks=False))
 
 
 def _hash(source: Path, path: bytes) -> str:
     digest = hashlib.sha256()
-    with (source / os.fsdecode(path)).open("rb") as file:
+    place = source / os.fsdecode(path)
+    if path and place.is_symlink():
+        # No file holds this: a link never has the hash of one with the same bytes.
+        return hashlib.sha256(b"symlink\0" + os.fsencode(place.readlink())).hexdigest()
+    with place.open("rb") as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
@@ -228,7 +243,7 @@ def changes(dataset: Dataset) -> tuple[str, ...]:
     found: list[str] = []
     known = {file.path: file for file in dataset.files}
     try:
-        now = dict(walk(dataset.source))
+        now = dict(walk(dataset.source, links=True))
     except OSError as error:
         return (f"{dataset.source} cannot be read any more: {error.strerror}",)
     for path in sorted(known.keys() | now.keys()):

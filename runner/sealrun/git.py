@@ -192,7 +192,14 @@ class Repository:
         if len(lines) != len(_SHAPE) + 1:
             # A path holds a line feed, which rev-parse does not escape: one question at a time.
             lines = [git.run("rev-parse", option).removesuffix(b"\n") for option in _SHAPE]
-        _, _, git_dir, common, algorithm, top = lines[: len(_SHAPE)]
+        _, inside, git_dir, common, algorithm, top = lines[: len(_SHAPE)]
+        if inside != b"true":
+            raise RepositoryError(
+                f"{directory} is not in the working directory of its repository, which is "
+                f"{os.fsdecode(top)} (core.worktree): what is edited here is not what git sees",
+                hint="git config --unset core.worktree makes the files beside the git directory "
+                "the working directory again.",
+            )
         head = git.attempt("symbolic-ref", "-q", "HEAD")[1].strip()
         return cls(
             workspace=Path(os.fsdecode(top)),

@@ -22,7 +22,15 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from sealrun.errors import PolicyError, UsageError
 from sealrun.reasons import Reason, Severity
@@ -207,6 +215,14 @@ class DataPolicy(_Section):
     target: str | None = Field(
         default=None, description="path in the container; else the same below HOME"
     )
+
+    @field_validator("source")
+    @classmethod
+    def _same_everywhere(cls, source: str) -> str:
+        # Whatever directory a run is started in, its data must be the same.
+        if not source.startswith(("/", "~")):
+            raise ValueError("source must be an absolute path, or begin with ~")
+        return source
 
 
 class Policy(_Section):
