@@ -25,10 +25,11 @@ import pytest
 from _cli import Cli
 from _disk import fill, free, small_disk
 from _engine import speaking
-from _git import Repo
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from _git import Repo
 
 HELLO = 'print("val_bpb: 1.5")\n'
 NOBODY = 65534
@@ -92,7 +93,11 @@ def test_no_space_for_the_cache(cli: Cli, repo: Repo, leave: int) -> None:
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize("leave", [0, 8 << 10, 64 << 10, 200 << 10])
+@pytest.mark.parametrize(
+    "leave",
+    [0, 64 << 10]
+    + [pytest.param(pages << 12, marks=pytest.mark.soak) for pages in (1, 2, 3, 4, 8, 24, 50, 100)],
+)
 def test_no_space_for_the_state(cli: Cli, leave: int) -> None:
     """Before the first run and before a later one: told which file, and nothing half-written."""
     state = cli.home / "state"
@@ -116,7 +121,7 @@ def test_no_space_for_the_state(cli: Cli, leave: int) -> None:
         free(state)
         assert cli.run("python3", "train.py")[0]["verdict"] == "clean"
         assert len(_runs(cli)) >= len(before) + 1
-        cli("verify", "--chain")
+        cli("alerts", "--verify-chain")
 
 
 @pytest.mark.engine
@@ -133,7 +138,9 @@ def test_space_that_runs_out_during_a_run(cli: Cli, where: str) -> None:
         done = cli("run", "--", "python3", "-c", script, status=125)
         _told(done.stderr)
         assert str(state) in done.stderr
-        big = [path for path in state.rglob("*") if path.is_file() and path.stat().st_size > 1 << 20]
+        big = [
+            path for path in state.rglob("*") if path.is_file() and path.stat().st_size > 1 << 20
+        ]
         assert big
         for path in big:
             path.unlink()
@@ -186,7 +193,11 @@ def _ordinary(repo: Repo) -> Iterator[tuple[Path, dict[str, str], list[str]]]:
         for path in (directory, *directory.rglob("*")):
             os.lchown(path, NOBODY, NOBODY)
         variables = {"PATH": os.environ["PATH"], "HOME": str(directory)}
-        yield directory, variables, ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+        yield (
+            directory,
+            variables,
+            ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"],
+        )
     finally:
         shutil.rmtree(directory)
 
@@ -316,7 +327,7 @@ def test_a_damaged_ledger(cli: Cli, damage: str) -> None:
         shutil.copytree(file.parent, target)
         file = target / file.name
     file.write_bytes(content)
-    for command in (("run", "--", "python3", "train.py"), ("log",), ("verify", "--chain")):
+    for command in (("run", "--", "python3", "train.py"), ("log",), ("alerts", "--verify-chain")):
         done = cli(*command, status=125)
         assert str(file) in done.stderr
         _told(done.stderr)
@@ -363,7 +374,9 @@ _ANSWERS = {
     "text": b"SSH-2.0-OpenSSH_9.2\r\n",
     "html": b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>",
     "null": b"HTTP/1.1 200 OK\r\nApi-Version: 1.41\r\nContent-Length: 4\r\n\r\nnull",
-    "old": b'HTTP/1.1 200 OK\r\nApi-Version: 1.20\r\nContent-Length: 22\r\n\r\n{"ServerVersion":"1.8"}'[:-1],
+    "old": b'HTTP/1.1 200 OK\r\nApi-Version: 1.20\r\nContent-Length: 22\r\n\r\n{"ServerVersion":"1.8"}'[
+        :-1
+    ],
     "error": b"HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n",
 }
 
@@ -379,18 +392,18 @@ def test_an_engine_that_answers_badly(cli: Cli, kind: str) -> None:
         assert time.monotonic() - started < 30
         assert endpoint in done.stderr
         _told(done.stderr)
-        _told(cli("warm", status=125).stderr)
     assert _runs(cli) == [("not-started", None)]
 
 
 @pytest.mark.engine
-def test_an_engine_that_knows_only_its_name(cli: Cli, tmp_path: Path) -> None:
+def test_an_engine_that_knows_only_its_name(cli: Cli) -> None:
     """It answers who it is, and the same to everything else: found out before anything runs."""
-    with tempfile.TemporaryDirectory(prefix="sealrun-") as directory:
-        with speaking(Path(directory) / "s") as endpoint:
-            cli.extra["DOCKER_HOST"] = endpoint
-            done = cli("run", "--", "python3", "train.py", status=125)
-            _told(done.stderr)
+    with (
+        tempfile.TemporaryDirectory(prefix="sealrun-") as directory,
+        speaking(Path(directory) / "s") as endpoint,
+    ):
+        cli.extra["DOCKER_HOST"] = endpoint
+        _told(cli("run", "--", "python3", "train.py", status=125).stderr)
     assert _runs(cli) == [("not-started", None)]
 
 

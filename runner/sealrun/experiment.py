@@ -644,7 +644,11 @@ class Experiment:
             )
 
     def _close_without_verdict(self, error: BaseException) -> None:
-        words = error.message if isinstance(error, SealrunError) else type(error).__name__
+        if isinstance(error, SealrunError):
+            words = error.message
+        else:
+            stopped = isinstance(error, KeyboardInterrupt)
+            words = "interrupted by a signal" if stopped else type(error).__name__
         outcome = Outcome.INTERRUPTED if self.course.started else Outcome.NOT_STARTED
         with contextlib.suppress(SealrunError):
             # A ledger that cannot be written is often the very reason; the next start finds the

@@ -10,6 +10,7 @@ Rules that this package keeps:
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import os
 import signal
@@ -22,7 +23,7 @@ import typer
 
 from sealrun import __version__
 from sealrun.cli import console
-from sealrun.errors import SealrunError, Status
+from sealrun.errors import SealrunError, Status, StorageFault
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,6 +41,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
     "show": {},
     "verify": {},
     "alerts": {},
+    "audit": {},
     "guard": {},
     "policy": {},
     "engine": {},
@@ -95,13 +97,29 @@ def main() -> NoReturn:
     # A terminated controller must still judge, record and clear up: SIGTERM is an exception.
     signal.signal(signal.SIGTERM, _terminated)
     signal.signal(signal.SIGHUP, _terminated)
+    _open_standard_streams()
     status = _guarded()
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(BrokenPipeError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
             stream.flush()
     # Taking the interpreter apart costs a sixth of a warm run. Nothing waits for it: what has to
     # last was written and synced by whoever wrote it, and everything else is this process's memory.
     os._exit(status)
+
+
+def _open_standard_streams() -> None:
+    """Let streams that our caller closed lead nowhere.
+
+    Otherwise the next file that we open gets the number of one, and is written to as if it were it.
+    """
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # open(2) gives the lowest free number: those below are open by now.
+            os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(descriptor, "w" if descriptor else "r", encoding="utf-8"))  # noqa: PTH123, SIM115 - a descriptor, for as long as we live
 
 
 def _terminated(number: int, frame: object) -> None:  # noqa: ARG001 - signal's signature
@@ -125,10 +143,28 @@ def _guarded() -> int:
         console.current().say("interrupted", level=-1)
         return int(Status.INTERRUPTED)
     except Exception as error:  # noqa: BLE001 - the last line of defence against tracebacks
+        if isinstance(error, OSError) and error.errno in _MACHINE:
+            console.current().error(_trouble_of_the_machine(error))
+            return int(Status.FAULT)
         report = _write_down(error)
         console.current().say(f"error: unforeseen {type(error).__name__}: {error}", level=-1)
         console.current().say(f"hint: the details are in {report}; please report them.", level=-1)
         return int(Status.FAULT)
+
+
+#: What no program can help: no space or quota, read-only, too many open files, a broken disk.
+_MACHINE = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOMEM)
+}
+
+
+def _trouble_of_the_machine(error: OSError) -> StorageFault:
+    where = f": {os.fsdecode(error.filename)}" if isinstance(error.filename, str | bytes) else ""
+    return StorageFault(
+        f"{error.strerror}{where}",
+        hint="Free space or repair what it names, then repeat the command; sealrun doctor shows "
+        "the disks that sealrun uses.",
+    )
 
 
 def _explain_usage(words: str, named: str | None) -> None:

@@ -11,13 +11,17 @@ Rules that this module keeps:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 import time
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
+from sealrun.errors import StorageFault
+
 if TYPE_CHECKING:
+    from collections.abc import Generator
     from types import TracebackType
 
     from rich.table import Table
@@ -71,7 +75,9 @@ class Console:
         from rich.console import Console as RichConsole
 
         width = None if sys.stdout.isatty() else 160
-        RichConsole(file=sys.stdout, width=width, highlight=False).print(table)
+        with taken(sys.stdout):
+            RichConsole(file=sys.stdout, width=width, highlight=False).print(table)
+            sys.stdout.flush()
 
     def error(self, error: SealrunError) -> None:
         """Report an error: what happened, and apart from it what to do next."""
@@ -87,14 +93,32 @@ class Console:
 
     @staticmethod
     def _write(stream: TextIO, text: str) -> None:
-        try:
+        with taken(stream):
             stream.write(text)
             stream.flush()
-        except BrokenPipeError:
-            # The reader went away (``| head``); the work goes on and its status still counts.
-            devnull = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(devnull, stream.fileno())
-            os.close(devnull)
+
+
+@contextlib.contextmanager
+def taken(stream: TextIO) -> Generator[None]:
+    """Write to a stream that its reader may have left, or whose disk may be full.
+
+    Where the reader left (``| head``), or where it is only about messages of ours, the work goes on
+    and its status still counts; the stream leads nowhere from then on.
+
+    Raises:
+        StorageFault: data could not be written to stdout.
+    """
+    try:
+        yield
+    except OSError as error:
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, stream.fileno())
+        os.close(devnull)
+        if stream is sys.stdout and not isinstance(error, BrokenPipeError):
+            raise StorageFault(
+                f"stdout cannot be written: {error.strerror}",
+                hint="Free space where it leads to, or redirect it to another place.",
+            ) from error
 
 
 _current: list[Console] = [Console()]

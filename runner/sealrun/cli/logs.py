@@ -146,12 +146,8 @@ def _await_log(here: Here, record: RunRecord, file: Path) -> int | None:
 
 def _write(content: bytes) -> bool:
     """Write to stdout; False when its reader has gone away."""
-    try:
+    with console.taken(sys.stdout):
         sys.stdout.buffer.write(content)
         sys.stdout.buffer.flush()
-    except BrokenPipeError:
-        devnull = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(devnull, sys.stdout.fileno())
-        os.close(devnull)
-        return False
-    return True
+        return True
+    return False

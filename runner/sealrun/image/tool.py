@@ -5,12 +5,15 @@ Rules that this module keeps:
 - What the tool prints goes line by line to whoever shows progress, and its last lines into the
   error; control characters are escaped, because package names and indexes are not ours.
 - A tool gets the environment that its caller built, never the whole of ours.
-- The tool ends with us: it is killed when its caller is interrupted.
+- The tool ends when its caller is interrupted, and so does what it started; it gets a while to
+  clear up behind itself (mmdebstrap has mounts and an unpacked root).
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 from collections import deque
 from typing import TYPE_CHECKING
@@ -35,6 +38,8 @@ class ToolFailed(EnvironmentFault):
 #: Lines of a failed tool's output that an error shows.
 LAST_LINES = 12
 _LONGEST_LINE = 400
+#: Seconds that an interrupted tool gets to clear up.
+_PATIENCE = 10.0
 #: What every tool may see of our environment: where programs, temporary files and proxies are.
 _PASSED = ("PATH", "HOME", "TMPDIR", "USER", "LOGNAME")
 _PROXIES = ("http_proxy", "https_proxy", "no_proxy", "all_proxy")
@@ -95,6 +100,8 @@ def run_tool(
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             umask=0o022,
+            # A group of its own, so that its children can be ended with it.
+            start_new_session=True,
             text=True,
             encoding="utf-8",
             errors="backslashreplace",
@@ -110,7 +117,7 @@ def run_tool(
                     last.append(shown)
                     task.describe(shown)
         except BaseException:
-            process.kill()
+            _end(process)
             raise
     if process.returncode != 0:
         words = "\n".join(f"  {line}" for line in last) or "  (it printed nothing)"
@@ -121,3 +128,12 @@ def run_tool(
             hint=hint,
         )
     return tuple(last)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(_PATIENCE)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)

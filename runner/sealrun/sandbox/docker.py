@@ -133,7 +133,12 @@ class DockerSandbox:
         with _engine_errors(
             f"create the container {request.name}", refused=True, hint=_CREATE_HINT
         ):
-            answer = self._client.create_container_from_config(body, request.name)
+            try:
+                answer = self._client.create_container_from_config(body, request.name)
+            except KeyboardInterrupt:
+                # The engine may have made it; we never learnt its id, but we gave it its name.
+                _remove(self._client, request.name)
+                raise
         container = DockerContainer(
             self._client, str(answer["Id"]), request, spec.mounts(request, accounts)
         )
