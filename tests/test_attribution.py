@@ -266,12 +266,12 @@ print(json.dumps([report.coverage.complete, mutation.writer.how, mutation.writer
 """
 
 
-def _without(site: Site, *privilege: str) -> list[object]:
+def _confined(site: Site, *command: str) -> list[object]:
     places = site.places
     where = (site.root, places.state, places.data, places.cache, places.runtime)
     done = subprocess.run(
         [
-            *("setpriv", *privilege, sys.executable, "-c", _SCRIPT),
+            *(*command, sys.executable, "-c", _SCRIPT),
             *map(str, (*where, site.manifest, site.evidence)),
         ],
         check=True,
@@ -285,14 +285,14 @@ def _without(site: Site, *privilege: str) -> list[object]:
 
 def test_without_privilege_everything_else_works(site: Site) -> None:
     """A guard that may not name writers finds and covers as ever, and says what it lacks."""
-    complete, how, why, process = _without(site, "--bounding-set=-sys_admin")
+    complete, how, why, process = _confined(site, "setpriv", "--bounding-set=-sys_admin")
     assert (complete, how, process) == (True, "unavailable", None)
     assert "CAP_SYS_ADMIN" in str(why)
 
 
 def test_without_process_events_the_living_are_named(site: Site) -> None:
-    """Where only process events are refused, a writer that lives on is named."""
-    complete, how, why, process = _without(site, "--bounding-set=-net_admin")
+    """Where only process events are lacking, a writer that lives on is named."""
+    complete, how, why, process = _confined(site, "unshare", "--net")
     assert (complete, how, why, process) == (True, "live", None, [sys.executable, "-Ic"])
 
 

@@ -12,8 +12,8 @@ import pytest
 
 from _git import Repo
 from sealrun.doctor import Check, Grade, examine, formatters, triggers
-from sealrun.doctor.machine import has_capability, judge_disk
-from sealrun.doctor.model import summarise
+from sealrun.doctor.machine import judge_disk, writers
+from sealrun.doctor.model import LIVING_NAMED, NAMED, summarise
 from sealrun.doctor.repository import hazards_of
 from sealrun.doctor.watching import Limits, judge_limits
 from sealrun.state import Places
@@ -49,13 +49,34 @@ def _checks(**grades: Grade) -> tuple[Check, ...]:
     return tuple(Check(names[key], grade, "") for key, grade in every.items())
 
 
-def test_summary_claims_no_writers() -> None:
-    """Whatever was found, the summary says that writers are not named by this version."""
+def test_summary_says_who_can_be_named() -> None:
+    """Whatever was found, the summary says whether writers are named; unseen, that they are not."""
     for engine in (Grade.OK, Grade.FAIL):
         for inside in (True, False):
-            line = summarise(_checks(engine=engine), in_repository=inside)
-            assert "writers: not named by this version" in line
+            checks = _checks(engine=engine)
+            line = summarise(checks, in_repository=inside)
+            assert "writers: not named" in line
+            named = (*checks, Check("writers", Grade.OK, NAMED))
+            assert f"writers: {NAMED}" in summarise(named, in_repository=inside)
             assert "\n" not in line
+
+
+def test_who_can_be_named_is_tried() -> None:
+    """As root writers are named; where something is lacking the check says what."""
+    (check,) = writers()
+    assert (check.grade, check.detail) == (Grade.OK, NAMED)
+    code = "from sealrun.doctor.machine import writers; print(*writers())"
+    for confined, expected in (
+        (("setpriv", "--bounding-set=-sys_admin"), "CAP_SYS_ADMIN"),
+        (("unshare", "--net"), LIVING_NAMED),
+    ):
+        done = subprocess.run(
+            [*confined, sys.executable, "-c", code],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        assert expected in done.stdout
 
 
 def test_summary_without_engine_claims_no_protection() -> None:
@@ -86,13 +107,6 @@ def test_summary_names_level_and_tier() -> None:
 def test_disk_is_graded(free: int, grade: Grade) -> None:
     """Too little for a base fails, too little for torch warns."""
     assert judge_disk("data", Path("/x"), free).grade is grade
-
-
-def test_capability_is_read_from_the_kernels_words() -> None:
-    """Bit 21 of the effective set is CAP_SYS_ADMIN."""
-    assert has_capability("Name:\tx\nCapEff:\t0000000000200000\n", 21)
-    assert not has_capability("CapEff:\t00000000000fffff\nCapBnd:\t0000000000200000\n", 21)
-    assert not has_capability("", 21)
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def command(
                 "summary": found.headline,
                 "protection": PROTECTION,
                 "tier": TIER,
-                "writers": "not-named",
+                "writers": next((c.detail for c in found.checks if c.name == "writers"), None),
                 "checks": [
                     {"name": c.name, "status": c.grade.value, "detail": c.detail, "fix": c.fix}
                     for c in found.checks

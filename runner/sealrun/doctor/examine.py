@@ -41,7 +41,7 @@ def examine(places: Places, directory: Path) -> Diagnosis:
     for family in (
         lambda: machine.disks(places, engine),
         lambda: watching.state(places),
-        machine.privileges,
+        machine.writers,
         machine.programs,
         lambda: machine.gpus(engine),
         repository.git_version,

@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sealrun.doctor.model import Check, Grade
+from sealrun.doctor.model import LIVING_NAMED, NAMED, UNNAMED, Check, Grade
 from sealrun.facts import devices
 
 if TYPE_CHECKING:
@@ -32,8 +32,7 @@ _GB = 10**9
 _DISK_NEEDED = 1 * _GB
 #: A torch environment with CUDA, twice: as a layer, and unpacked by the engine.
 _DISK_WANTED = 20 * _GB
-#: capabilities(7)
-_CAP_SYS_ADMIN = 21
+_NAMING = "An administrator can run sealrun with CAP_SYS_ADMIN and CAP_NET_ADMIN (capabilities(7))."
 _OLDEST_UV = (0, 8)
 
 
@@ -66,24 +65,24 @@ def judge_disk(name: str, directory: Path, free: int) -> Check:
     return Check(f"disk: {name}", Grade.OK, detail)
 
 
-def privileges() -> Iterable[Check]:
-    """Yield what we may do, and what that would be good for."""
+def writers() -> Iterable[Check]:
+    """Yield whether alerts can name who wrote: tried, not concluded from who we are."""
+    from sealrun.guard import fanotify, procevents
+
     try:
-        status = Path("/proc/self/status").read_text("ascii", "replace")
-    except OSError:
-        status = ""
-    who = "root" if os.geteuid() == 0 else f"uid {os.geteuid()}"
-    if has_capability(status, _CAP_SYS_ADMIN):
-        detail = f"{who} with CAP_SYS_ADMIN: enough to name writers, which this version does not do"
+        os.close(fanotify.open_group())
+    except OSError as error:
+        forbidden = isinstance(error, PermissionError)
+        why = "naming them needs CAP_SYS_ADMIN" if forbidden else f"fanotify: {error.strerror}"
+        yield Check("writers", Grade.WARN, f"{UNNAMED} ({why})", _NAMING)
+        return
+    try:
+        procevents.listen().close()
+    except OSError as error:
+        why = f"process events: {error.strerror}"
+        yield Check("writers", Grade.WARN, f"{LIVING_NAMED} ({why})", _NAMING)
     else:
-        detail = f"{who} without CAP_SYS_ADMIN: nothing in this version needs it"
-    yield Check("privileges", Grade.OK, detail)
-
-
-def has_capability(status: str, number: int) -> bool:
-    """Return whether a capability is effective, from the text of ``/proc/PID/status``."""
-    found = re.search(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE)
-    return found is not None and bool(int(found[1], 16) >> number & 1)
+        yield Check("writers", Grade.OK, NAMED)
 
 
 def programs() -> Iterable[Check]:

@@ -14,6 +14,10 @@ from enum import StrEnum
 #: How records call the level and the isolation that this version offers.
 PROTECTION = "same-user"
 TIER = "container"
+#: What can be said of the processes that change a file.
+NAMED = "named, also those that end at once"
+LIVING_NAMED = "named where they live on"
+UNNAMED = "not named, alerts say `unavailable`"
 
 
 class Grade(StrEnum):
@@ -63,7 +67,8 @@ def summarise(checks: tuple[Check, ...], *, in_repository: bool) -> str:
         in_repository: the current directory belongs to a repository that can be guarded.
     """
     grades = {check.name: check.grade for check in checks}
-    writers = "writers: not named by this version (alerts say `unavailable`)"
+    known = next((check.detail for check in checks if check.name == "writers"), UNNAMED)
+    writers = f"writers: {known}"
     level = f"level {PROTECTION}, sandbox {TIER}"
     if grades.get("engine") is not Grade.OK:
         return f"nothing can run here: no usable container engine; {writers}"

@@ -7,7 +7,8 @@ Rules that this module keeps:
 - Lost events are said to be lost; what was known before must be doubted then.
 
 Layouts are those of linux/connector.h and linux/cn_proc.h; the filter is socket(7)'s
-``SO_ATTACH_FILTER``. Listening needs CAP_NET_ADMIN, and the first pid and user namespace.
+``SO_ATTACH_FILTER``. Listening needs the first network, pid and user namespace, and before Linux
+6.6 CAP_NET_ADMIN.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ def listen() -> socket.socket:
     """Return a socket that carries process events and never blocks.
 
     Raises:
-        OSError: EPERM without CAP_NET_ADMIN; EPROTONOSUPPORT where the kernel has no such events.
+        OSError: EPERM without CAP_NET_ADMIN before Linux 6.6; EPROTONOSUPPORT where the kernel has
+            no such events, or not in this network namespace.
     """
     made = socket.socket(
         socket.AF_NETLINK,
