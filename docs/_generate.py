@@ -102,6 +102,14 @@ def reasons() -> str:
     return "\n".join(("| code | under `standard` | meaning |", "|---|---|---|", *rows))
 
 
+def audit() -> str:
+    """Return the table of what an audit can find."""
+    from sealrun.audit.findings import MEANINGS
+
+    rows = (f"| `{code.value}` | {text} |" for code, text in MEANINGS.items())
+    return "\n".join(("| code | meaning |", "|---|---|", *rows))
+
+
 def statuses() -> str:
     """Return the table of exit statuses."""
     from sealrun.errors import Status
@@ -147,6 +155,7 @@ def _row(key: str, field: Any) -> str:  # noqa: ANN401 - pydantic's FieldInfo
 
 
 PARTS: dict[str, Callable[[], str]] = {
+    "audit": audit,
     "commands": commands,
     "policy": policy,
     "reasons": reasons,

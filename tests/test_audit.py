@@ -297,6 +297,26 @@ def test_a_forged_commit_is_damaged(repo: Repo) -> None:
     assert states(repo, commit)[0] in (State.DAMAGED, State.MISSING)
 
 
+def test_a_repository_of_the_other_hash(tmp_path: Path) -> None:
+    """SHA-256 repositories are read like any other."""
+    repo = Repo.create(tmp_path / "sha256", "--object-format=sha256")
+    commit = repo.commit({"train.py": "A = 1\n"})
+    assert len(commit) == 64
+    assert states(repo, commit[:7], commit) == [State.REACHABLE, State.REACHABLE]
+
+
+def test_a_shallow_clone_says_what_it_never_had(repo: Repo, tmp_path: Path) -> None:
+    """In a shallow clone older commits are missing, and the audit says why it cannot know."""
+    old = repo.commit({"train.py": "A = 1\n"})
+    new = repo.commit({"train.py": "A = 2\n"})
+    repo.git("clone", "-q", "--depth=1", f"file://{repo.path}", str(tmp_path / "shallow"))
+    clone = Repo(tmp_path / "shallow", tmp_path / "spool")
+    table = rows_of(f"{old[:7]} 1.0 4.0 keep a", f"{new[:7]} 0.9 4.0 keep b")
+    night = night_in(clone, table)
+    assert codes(night.found) == [(1, "commit-missing")]
+    assert "what is older than this shallow clone" in night.unknown
+
+
 def night_in(repo: Repo, table: Table, logs: Path | None = None, **question: Any) -> Night:  # noqa: ANN401 - of Question
     """Judge a table in a repository."""
     read = read_logs(logs, table.rows) if logs else None
