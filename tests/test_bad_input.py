@@ -16,6 +16,7 @@ import pytest
 
 from _cli import Cli
 from _git import Repo
+from sealrun.tree import object_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -145,17 +146,27 @@ def test_unknown_revisions(repo: Repo) -> None:
 
 def test_an_ambiguous_prefix_of_a_commit(repo: Repo) -> None:
     """A prefix of two commits is ambiguous, and said to be; a unique one is enough."""
-    commits: dict[str, list[str]] = {}
     tree = repo.git("mktree", stdin=b"")
-    while not (same := [c for c in commits.values() if len(c) > 1]):
-        oid = repo.git("commit-tree", tree, stdin=b"%d" % len(commits))
-        commits.setdefault(oid[:4], []).append(oid)
-    repo.git("update-ref", "refs/heads/main", same[0][0])
+    seen: dict[str, bytes] = {}
+    for number in range(1 << 20):
+        content = b"tree %b\nauthor A <a@b> %d +0000\ncommitter A <a@b> 1 +0000\n\n" % (
+            tree.encode(),
+            number,
+        )
+        prefix = object_id("commit", content, "sha1")[:4]
+        if prefix in seen:
+            break
+        seen[prefix] = content
+    for one in (seen[prefix], content):
+        commit = repo.git("hash-object", "-t", "commit", "-w", "--stdin", stdin=one)
+    repo.git("update-ref", "refs/heads/main", commit)
     cli = Cli(repo.path, repo.path.parent / "home")
-    done = cli("warm", "--rev", same[0][0][:4], status=2)
+    done = cli("run", "--rev", commit[:4], "--", "true", status=2)
     assert "is ambiguous" in done.stderr
     _told(done.stderr)
-    assert "is ambiguous" not in cli("warm", "--rev", same[0][0][:12], status=None).stderr
+    # Found: what stops it is the cold start.
+    assert "not here yet" in cli("run", "--rev", commit[:12], "--", "true", status=125).stderr
+    cli.stop_guard()
 
 
 # -- commands ------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from _disk import fill, free, small_disk
 from _engine import speaking
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from _git import Repo
 
@@ -338,8 +338,8 @@ def test_a_damaged_ledger(cli: Cli, damage: str) -> None:
 
 
 @contextmanager
-def _listening(answer: bytes | None) -> Iterator[str]:
-    """Serve raw bytes, or nothing at all (None), on a socket; yield its endpoint."""
+def _listening(answer: Callable[[bytes], bytes | None]) -> Iterator[str]:
+    """Answer each request with raw bytes, or never (None), on a socket; yield its endpoint."""
     with tempfile.TemporaryDirectory(prefix="sealrun-") as directory:
         server = socket.socket(socket.AF_UNIX)
         server.bind(f"{directory}/s")
@@ -353,9 +353,9 @@ def _listening(answer: bytes | None) -> Iterator[str]:
                 except OSError:
                     return
                 kept.append(connection)
-                if answer is not None:
-                    connection.recv(65536)
-                    connection.sendall(answer)
+                said = answer(connection.recv(65536))
+                if said is not None:
+                    connection.sendall(said)
                     connection.close()
 
         thread = threading.Thread(target=serve, daemon=True)
@@ -385,7 +385,7 @@ _ANSWERS = {
 @pytest.mark.parametrize("kind", _ANSWERS)
 def test_an_engine_that_answers_badly(cli: Cli, kind: str) -> None:
     """Silence and garbage are told within seconds, as our trouble, with the endpoint."""
-    with _listening(_ANSWERS[kind]) as endpoint:
+    with _listening(lambda _: _ANSWERS[kind]) as endpoint:
         cli.extra["DOCKER_HOST"] = endpoint
         started = time.monotonic()
         done = cli("run", "--", "python3", "train.py", status=125)
@@ -404,6 +404,27 @@ def test_an_engine_that_knows_only_its_name(cli: Cli) -> None:
     ):
         cli.extra["DOCKER_HOST"] = endpoint
         _told(cli("run", "--", "python3", "train.py", status=125).stderr)
+    assert _runs(cli) == [("not-started", None)]
+
+
+@pytest.mark.engine
+@pytest.mark.soak
+def test_an_engine_that_hangs_after_its_first_answer(cli: Cli) -> None:
+    """Whatever it does not answer ends after a minute or two, as our trouble."""
+    answered: list[bytes] = []
+    info = b'{"ServerVersion": "27", "ID": "x", "DriverStatus": []}'
+    head = b"HTTP/1.1 200 OK\r\nApi-Version: 1.41\r\nContent-Length: %d\r\n\r\n" % len(info)
+
+    def once(request: bytes) -> bytes | None:
+        answered.append(request)
+        return head + info if len(answered) == 1 else None
+
+    with _listening(once) as endpoint:
+        cli.extra["DOCKER_HOST"] = endpoint
+        done = cli("run", "--", "python3", "train.py", status=125, timeout=200)
+        assert endpoint in done.stderr
+        _told(done.stderr)
+    assert len(answered) > 1
     assert _runs(cli) == [("not-started", None)]
 
 
