@@ -476,3 +476,31 @@ def test_neither_stream_of_ours_can_be_made_to_look_like_a_metric(cli: Cli, repo
         said += done.stdout + done.stderr
     assert "\x1b" not in said
     assert not any(line.startswith("val_bpb") for line in said.splitlines())
+
+
+def test_a_signal_in_the_midst_of_an_import_waits_for_its_end(tmp_path: Path) -> None:
+    """An exception inside the import system would leave a lock that a thread waits for for ever."""
+    (tmp_path / "slow.py").write_text(
+        "import os, pathlib, signal, time\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\ntime.sleep(0.1)\n"
+        f"pathlib.Path({str(tmp_path)!r}, 'imported').touch()\n"
+    )
+    script = (
+        "import sys, time; from sealrun.cli import heed_signals; heed_signals()\n"
+        f"sys.path.append({str(tmp_path)!r})\n"
+        "try:\n    import slow; time.sleep(10); print('never')\n"
+        "except KeyboardInterrupt: print('interrupted')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert (done.stdout, (tmp_path / "imported").exists()) == ("interrupted\n", True)
+
+
+def test_a_container_removed_by_others_aborts(cli: Cli) -> None:
+    """``docker rm -f`` of a running experiment is interference, and no trouble of ours."""
+    with running(cli) as run:
+        _docker("rm", "-f", run.container)
+        run.finish()
+    assert run.result["verdict"] == "aborted"
+    assert "engine-interference" in _codes(run.result)

@@ -426,10 +426,7 @@ class Experiment:
             if container.command == "ready":
                 self._run(container)
                 with self.clock.step("verify 3"):
-                    self._add(*found_by.from_discrepancies(check.after()))
-                    self._add(*found_by.from_interference(container.interference()))
-                    # What the engine did not tell us might have been an act of others.
-                    self._add(*(Finding(Reason.EVENTS_LOST, words) for words in container.unseen()))
+                    self._verify_3(container, check)
         self.course.verified.extend(check.verified)
         self.course.missing.extend(check.missing)
         if not check.complete:
@@ -456,6 +453,19 @@ class Experiment:
                 hint="Its layer store was changed or damaged. sealrun warm --repair loads the "
                 "image again.",
             )
+
+    def _verify_3(self, container: Container, check: ContainerCheck) -> None:
+        acts = container.interference()
+        self._add(*found_by.from_interference(acts))
+        # What the engine did not tell us might have been an act of others.
+        self._add(*(Finding(Reason.EVENTS_LOST, words) for words in container.unseen()))
+        try:
+            self._add(*found_by.from_discrepancies(check.after()))
+        except SandboxError as error:
+            if not acts:
+                raise
+            # Who removed the container took its files along; the verdict says who it was.
+            self.course.missing.append(error.message)
 
     def _command_missing(self, why: str) -> None:
         name = self.asked.argv[0]
@@ -566,6 +576,8 @@ class Experiment:
             self.course.outputs = container.collect(WORKDIR, into, limit)
         except SandboxError as error:
             self.course.missing.append(f"outputs: {error.message}")
+        except FileNotFoundError:
+            self.course.missing.append("outputs: the container's first process is gone")
 
     # -- 7: verify 3, the verdict, the record ----------------------------------------------------
 

@@ -27,7 +27,10 @@ from sealrun.errors import SealrunError, Status, StorageFault
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from types import FrameType
 
+#: Seconds until a signal that came in the midst of an import is heeded.
+_AGAIN = 0.01
 #: Everything after the experiment's own name belongs to it.
 _EXPERIMENT: dict[str, Any] = {"allow_interspersed_args": False}
 #: Each command is a module of this package, in the order of the help.
@@ -94,9 +97,7 @@ def main() -> NoReturn:
     """Run the command line and exit with its status."""
     # Pydantic loads plugins of whatever is installed beside us; nothing foreign runs in the judge.
     os.environ["PYDANTIC_DISABLE_PLUGINS"] = "__all__"
-    # A terminated controller must still judge, record and clear up: SIGTERM is an exception.
-    signal.signal(signal.SIGTERM, _terminated)
-    signal.signal(signal.SIGHUP, _terminated)
+    heed_signals()
     _open_standard_streams()
     status = _guarded()
     for stream in (sys.stdout, sys.stderr):
@@ -122,8 +123,30 @@ def _open_standard_streams() -> None:
             setattr(sys, name, open(descriptor, "w" if descriptor else "r", encoding="utf-8"))  # noqa: PTH123, SIM115 - a descriptor, for as long as we live
 
 
-def _terminated(number: int, frame: object) -> None:  # noqa: ARG001 - signal's signature
+def heed_signals() -> None:
+    """Turn what would end us into an exception: a controller must judge, record and clear up."""
+    numbers = [signal.SIGTERM, signal.SIGHUP, signal.SIGALRM]
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        numbers.append(signal.SIGINT)
+    for number in numbers:
+        signal.signal(number, _terminated)
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - signal's signature
+    if _is_importing(frame):
+        # An exception in there leaves a module's lock held for ever, and whoever else imports that
+        # module waits as long: the docker client is imported by a thread.
+        signal.setitimer(signal.ITIMER_REAL, _AGAIN)
+        return
     raise KeyboardInterrupt
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _guarded() -> int:
