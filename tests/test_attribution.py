@@ -353,6 +353,18 @@ def test_an_overflow_of_its_queue_costs_names_only(site: Site) -> None:
     assert mutation.writer.why
 
 
+def test_the_witness_takes_no_core_away(site: Site) -> None:
+    """Computing without a pause costs the witness its priority, and a second later it has it again."""
+    site.arm()
+    witness = _witness(site)
+    assert os.sched_getscheduler(witness) == os.SCHED_FIFO
+    os.kill(witness, signal.SIGXCPU)  # as the kernel does at RLIMIT_RTTIME
+    eventually(lambda: os.sched_getscheduler(witness) == os.SCHED_OTHER)
+    time.sleep(1.1)
+    _strike(site, "sed -i s/0.5/0.3/ train.py")
+    eventually(lambda: os.sched_getscheduler(witness) == os.SCHED_FIFO)
+
+
 def test_the_witness_ends_with_its_guard(site: Site) -> None:
     """A guard that is killed leaves no process behind."""
     site.arm()
@@ -397,6 +409,18 @@ def test_of_several_the_last_is_named_if_the_order_is_certain() -> None:
     merged_ones = _seen(1, 7, fanotify.MODIFY, 5), _seen(2, 8, fanotify.MOVED_TO, 5)
     assert _judged("modified", *merged_ones) == (8, "partial", [7])
     assert _judged("modified", first, second, steady=False) == (None, "unavailable", [8, 7])
+
+
+def test_a_process_is_named_by_the_program_that_it_ran_last() -> None:
+    """A shell that opened the file and became another program is that program; gaps do not undo it."""
+    shell = Writer(how="live", process=Process(7, exe="/bin/sh", cmdline=("sh",)))
+    program = Writer(how="cached", process=Process(7, exe="/bin/seq", cmdline=("seq",)))
+    gone = Writer(how="gone", process=Process(7))
+    for last, expected in ((program, program), (gone, shell)):
+        events = [
+            Seen(n, n, fanotify.MODIFY, 1, writer) for n, writer in enumerate((shell, last), 1)
+        ]
+        assert judge("modified", events, ()) == (expected, ())
 
 
 def test_a_close_alone_does_not_outrank_a_write() -> None:

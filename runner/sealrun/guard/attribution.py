@@ -116,9 +116,15 @@ def _best(known: Iterable[Writer]) -> Writer:
     """Return what was known of one process at last, or before that where it was known better."""
     best = Writer()
     for writer in known:
-        if writer.how in _WELL or best.how not in _WELL:
+        same = _program(best) == _program(writer)
+        if best.how not in _WELL or (writer.how in _WELL and not (same and best.how == "live")):
             best = writer
     return best
+
+
+def _program(writer: Writer) -> tuple[str | None, tuple[str, ...] | None] | None:
+    process = writer.process
+    return None if process is None else (process.exe, process.cmdline)
 
 
 class Attribution:
@@ -280,8 +286,7 @@ class Attribution:
             last = events[-1] if events else None
             if last is not None and (last.serial, last.mask) == (serial, mask):
                 events.pop()
-                if last.writer.how == "live":
-                    writer = last.writer
+                writer = _best((last.writer, writer))
             events.append(Seen(self._position, self._batch, mask, serial, writer))
         while len(self._touched) > PATHS:
             self._touched.popitem(last=False)

@@ -44,9 +44,9 @@ READ = 1 << 16
 FRESH, STALE = 20_000_000, 1_000_000_000
 #: Milliseconds for which we leave the events of a busy writer alone.
 PAUSE = 4
-#: Microseconds of computing at once that we may claim ahead of others, and our nice value beyond
-#: that (setpriority(2)).
-RUSH, NICE = 100_000, -10
+#: Microseconds of computing at once that we may claim ahead of others, seconds for which we may not
+#: after that, and our nice value then (setpriority(2)).
+RUSH, REST, NICE = 100_000, 1.0, -10
 
 
 class Witness:
@@ -55,10 +55,12 @@ class Witness:
     Args:
         group: descriptor of the fanotify group.
         guard: connected to the guard.
+        haste: lets us look in time.
     """
 
-    def __init__(self, group: int, guard: socket.socket) -> None:
+    def __init__(self, group: int, guard: socket.socket, haste: Haste) -> None:
         self._group = group
+        self._haste = haste
         self._guard = guard
         self._recent = Recent()
         self._ours = {os.getpid(), os.getppid()}
@@ -90,6 +92,7 @@ class Witness:
             else:
                 everything.poll()
             self._see()
+            self._haste.renew()
             asked = self._asked()
             if asked is None:
                 return
@@ -250,32 +253,47 @@ def _plain(process: Process) -> list[Any]:
     return [getattr(process, field.name) for field in fields(Process)]
 
 
-def _hurry() -> None:
-    """Run ahead of ordinary processes, where we may: a writer may live for half a millisecond.
+class Haste:
+    """The right to run ahead of ordinary processes: a writer may live for half a millisecond.
 
-    Whoever computes for ``RUSH`` without waiting loses that right for good (setrlimit(2),
+    Whoever computes for ``RUSH`` without waiting loses it for ``REST`` (setrlimit(2),
     RLIMIT_RTTIME): a storm of events must not take a core away from the experiment.
     """
-    # Beyond the soft limit the kernel signals each second, and kills at the hard one: none is set.
-    with suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_RTTIME, (RUSH, resource.RLIM_INFINITY))
-        signal.signal(signal.SIGXCPU, _calm)
+
+    def __init__(self) -> None:
+        self._until: float | None = None
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_RTTIME, (RUSH, resource.RLIM_INFINITY))
+            signal.signal(signal.SIGXCPU, self._lose)
+            self._take()
+            return
+        self._nice()
+
+    def renew(self) -> None:
+        """Take the right again once the time without it is over."""
+        if self._until is not None and time.monotonic() > self._until:
+            self._until = None
+            with suppress(OSError):
+                self._take()
+
+    def _take(self) -> None:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
-        return
-    _calm()
 
+    def _lose(self, *_: object) -> None:
+        with suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        self._until = time.monotonic() + REST
+        self._nice()
 
-def _calm(*_: object) -> None:
-    with suppress(OSError):
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
-        os.setpriority(os.PRIO_PROCESS, 0, NICE)
+    def _nice(self) -> None:
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, 0, NICE)
 
 
 def main() -> int:
     """See until the guard goes away; return the process's exit status."""
     group, guard = map(int, sys.argv[1:])
-    _hurry()
-    witness = Witness(group, socket.socket(fileno=guard))
+    witness = Witness(group, socket.socket(fileno=guard), Haste())
     gc.collect()
     gc.freeze()
     witness.run()
