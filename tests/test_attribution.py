@@ -365,6 +365,16 @@ def test_the_witness_takes_no_core_away(site: Site) -> None:
     eventually(lambda: os.sched_getscheduler(witness) == os.SCHED_FIFO)
 
 
+def test_the_witness_keeps_two_capabilities(site: Site) -> None:
+    """The process that looks at others holds CAP_SYS_PTRACE and CAP_SYS_NICE and nothing else."""
+    site.arm()
+    status = Path(f"/proc/{_witness(site)}/status").read_text()
+    held = {
+        line.split()[1] for line in status.splitlines() if line.startswith(("CapPrm", "CapEff"))
+    }
+    assert {int(mask, 16) for mask in held} == {1 << 19 | 1 << 23}
+
+
 def test_the_witness_ends_with_its_guard(site: Site) -> None:
     """A guard that is killed leaves no process behind."""
     site.arm()

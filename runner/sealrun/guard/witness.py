@@ -9,6 +9,7 @@ Rules that this module keeps:
 - Process events are dealt with before file events, so that a writer that is gone is known.
 - A pid is believed to be the writer's only if the kernel says so: its pidfd still refers to it, or
   process events told of it last.
+- It keeps only the capabilities that looking needs, once everything is open.
 - It says what it knows and no more; what was lost is said to be lost. It ends with its guard.
 
 To the guard it writes one JSON object a line: ``who`` (by a number: process and parents, each a list of ``Process``'s fields), ``touched``
@@ -18,6 +19,7 @@ answer to a number that the guard sent: every event of a write before that has b
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import os
@@ -25,6 +27,7 @@ import resource
 import select
 import signal
 import socket
+import struct
 import sys
 import time
 from contextlib import suppress
@@ -37,6 +40,9 @@ from sealrun.guard.processes import Known, Process, Recent, brief, look
 if TYPE_CHECKING:
     from sealrun.guard.fanotify import Touch
 
+#: Capabilities that looking needs: CAP_SYS_PTRACE for other users' programs and directories in
+#: ``/proc``, CAP_SYS_NICE to run ahead again.
+KEPT = (19, 23)
 #: Bytes asked for in one read.
 READ = 1 << 16
 #: Nanoseconds for which what was read of a living process that we follow is not read again, and
@@ -290,10 +296,24 @@ class Haste:
             os.setpriority(os.PRIO_PROCESS, 0, NICE)
 
 
+def reduce() -> None:
+    """Keep no capability but those that looking needs (capabilities(7), capset(2))."""
+    version_3, words = 0x20080522, [0, 0]
+    for number in KEPT:
+        words[number // 32] |= 1 << number % 32
+    header = struct.pack("=Ii", version_3, 0)
+    data = b"".join(struct.pack("=III", word, word, 0) for word in words)
+    if ctypes.CDLL(None, use_errno=True).capset(header, data) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
 def main() -> int:
     """See until the guard goes away; return the process's exit status."""
     group, guard = map(int, sys.argv[1:])
     witness = Witness(group, socket.socket(fileno=guard), Haste())
+    with suppress(OSError):  # we have fewer than those already
+        reduce()
     gc.collect()
     gc.freeze()
     witness.run()
