@@ -194,13 +194,14 @@ def test_a_command_that_is_not_there(cli: Cli) -> None:
     assert "cannot be executed" in done.stderr
 
 
-def test_interference_through_the_engine_aborts(cli: Cli) -> None:
+def test_interference_through_the_engine_aborts(cli: Cli, repo: Repo) -> None:
     """Somebody's docker exec on our container is an in-container mutation: 122."""
     file = cli.home / "result.json"
     process = cli.start("run", "--result-file", str(file), "--", "python3", "train.py", "30")
     _wait_for(process, b"sha256 ")
+    identity = (repo.path / ".git/sealrun/id").read_text().strip()
     name = subprocess.run(
-        ["docker", "ps", "-q", "--filter", "label=sealrun.run"],
+        ["docker", "ps", "-q", "--filter", f"label=sealrun.repository={identity}"],
         capture_output=True,
         text=True,
         check=True,
