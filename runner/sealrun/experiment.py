@@ -219,6 +219,7 @@ class Experiment:
             leftovers.writable_ledger(
                 self.repository, self.places, self.repository_id
             ) as self.ledger,
+            contextlib.ExitStack() as self.until_recorded,
         ):
             leftovers.record_dead(self.ledger, self.places, self.repository_id)
             self._open_record(committed)
@@ -490,7 +491,9 @@ class Experiment:
             # never become garbage: looking through them now would cost more than it saved.
             gc.freeze()
             gc.enable()
-        with self.clock.step("experiment"), interruption(interrupted):
+        # To the end of the record: an impatient second Ctrl-C must not cost the run its verdict.
+        self.until_recorded.enter_context(interruption(interrupted))
+        with self.clock.step("experiment"):
             container.open_gate()
             course.gate = time.monotonic()
             self._follow(struck)
