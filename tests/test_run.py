@@ -365,3 +365,28 @@ time.sleep(float(sys.argv[1]))
     changed = json.loads(file.read_text())
     assert (changed["verdict"], changed["harmless"]) == ("flagged", False)
     assert "data-changed" in _codes(changed)
+
+
+def test_a_snapshot_approves_nothing(cli: Cli, repo: Repo) -> None:
+    """An uncommitted policy of a first run never judges later commits."""
+    repo.write({"sealrun.toml": 'extends = "audit"\n'})
+    result, _ = cli.run("python3", "train.py", options=("--snapshot",))
+    assert "first-approval" not in _codes(result)
+    (repo.path / "sealrun.toml").unlink()
+    result, _ = cli.run("python3", "train.py")
+    assert _codes(result) == {"first-approval"}
+    repo.commit({"sealrun.toml": 'extends = "audit"\n'})
+    cli.run("python3", "train.py", status=121)
+
+
+def test_code_of_the_workspace_never_runs_in_the_judge(cli: Cli, repo: Repo) -> None:
+    """PYTHONPATH and the current directory lead no import of ours into the repository."""
+    trap = "import os, pathlib; pathlib.Path(os.environ['TRAP']).touch(); raise SystemExit(3)\n"
+    names = ("docker", "typer", "pydantic", "watchdog", "tomllib", "sqlite3", "requests", "rich")
+    repo.commit({f"{name}/__init__.py": trap for name in names} | {"json.py": trap})
+    sprung = cli.home / "sprung"
+    cli.extra |= {"PYTHONPATH": f".:{repo.path}:", "TRAP": str(sprung)}
+    result, _ = cli.run("true")
+    assert result["verdict"] == "clean"
+    cli("log")
+    assert not sprung.exists()

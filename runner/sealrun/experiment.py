@@ -260,10 +260,12 @@ class Experiment:
                     )
                 )
                 tx.append(record.pin(self.id, self.tree.commit))
-                if found.approved is None:
+                # Nobody committed a snapshot, so nobody stands behind its policy.
+                if found.approved is None and not self.asked.snapshot:
                     tx.append(record.approval(self.tree, committed, first=True))
             self.repository.pin(self.id, self.tree.commit)
-        self._add(*found_by.from_approvals(found, self.tree.commit))
+        if found.approved is not None or not self.asked.snapshot:
+            self._add(*found_by.from_approvals(found, self.tree.commit))
         self._add(*(Finding(Reason.SANDBOX_LOOSENED, words) for words in self.policy.loosened()))
 
     def _add(self, *findings: Finding) -> None:
