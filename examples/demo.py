@@ -231,7 +231,12 @@ class Sealed:
         )
         check("the experiment never saw it", night.executed_sha256() == night.committed_sha256())
         check("the run is flagged", (status, verdict(record)) == (0, "flagged"))
-        check("the reason is an edit by a writer not known", "edit-unattributed" in reasons(record))
+        check(
+            "the reason is an edit that nobody has claimed", "edit-unattributed" in reasons(record)
+        )
+        if os.geteuid() == 0:
+            said = night.log.read_text("utf-8", "replace")
+            check("the fixer is named, with its command line", f"tidy.py {night.path}" in said)
         night.git("restore", "train.py")
         return record
 
