@@ -11,6 +11,7 @@ from sealrun.git import Repository
 from sealrun.tree import CommittedTree, Spool, read_commit
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 _WHO = {
@@ -52,14 +53,14 @@ class Repo:
         )
         return done.stdout.decode("utf-8", "surrogateescape").rstrip("\n")
 
-    def write(self, files: dict[str, str | bytes]) -> None:
+    def write(self, files: Mapping[str, str | bytes]) -> None:
         """Write files of the working directory."""
         for name, content in files.items():
             target = self.path / name
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(content.encode() if isinstance(content, str) else content)
 
-    def commit(self, files: dict[str, str | bytes], message: str = "an idea") -> str:
+    def commit(self, files: Mapping[str, str | bytes], message: str = "an idea") -> str:
         """Write files, commit everything, return the commit's id."""
         self.write(files)
         self.git("add", "-A")
