@@ -390,3 +390,25 @@ def test_code_of_the_workspace_never_runs_in_the_judge(cli: Cli, repo: Repo) -> 
     assert result["verdict"] == "clean"
     cli("log")
     assert not sprung.exists()
+
+
+def test_an_image_changed_in_the_engine_is_loaded_anew(cli: Cli, repo: Repo) -> None:
+    """A file rewritten in the layer store is noticed, repaired and flagged; the true bytes run."""
+    cli.run("python3", "train.py")
+    repo.commit({"train.py": TRAIN + f"# {repo.path}\n"})
+    result, _ = cli.run("python3", "train.py")
+    image = cli.json("show", result["run"])["run"]["loading"]["engine_image"]
+    layer = subprocess.run(
+        ["docker", "inspect", "-f", "{{.GraphDriver.Data.UpperDir}}", image],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    stored = Path(layer) / "workspace" / "train.py"
+    stored.write_text(stored.read_text().replace("0.5", "0.3"))
+    result, done = cli.run("python3", "train.py")
+    assert (result["verdict"], result["harmless"]) == ("flagged", True)
+    assert _codes(result) == {"image-repaired"}
+    assert _printed_sha(done.stdout) == _blob_sha(repo)
+    result, _ = cli.run("python3", "train.py")
+    assert result["verdict"] == "clean"

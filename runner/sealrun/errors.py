@@ -117,6 +117,18 @@ class SandboxError(Fault):
     """The container was not what we asked for, or could not be created."""
 
 
+class ImageDamaged(SandboxError):
+    """The engine shows other files than were sealed: its layer store was changed or damaged.
+
+    Args:
+        tree_only: every such file is one of the commit's.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None, tree_only: bool = False) -> None:
+        super().__init__(message, hint=hint)
+        self.tree_only = tree_only
+
+
 class Interrupted(SealrunError):
     """The user or a signal ended us."""
 

@@ -28,6 +28,7 @@ from sealrun.data import HashCache, changes
 from sealrun.errors import (
     EngineError,
     GuardError,
+    ImageDamaged,
     ObjectCorrupt,
     RepositoryError,
     SandboxError,
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
     from sealrun.image.model import Loading, SealedImage
     from sealrun.image.seal import Sealed
     from sealrun.policy import EffectivePolicy
-    from sealrun.sandbox.protocol import Container, Ended, FileState, Request
+    from sealrun.sandbox.protocol import Container, Ended, FileState, Request, Sandbox
     from sealrun.state import Places
     from sealrun.tree import CommittedTree
     from sealrun.workspace import Comparison
@@ -229,8 +230,7 @@ class Experiment:
                 self._close_without_verdict(error)
                 raise
             finally:
-                if self.removal is not None:
-                    self.removal.join()
+                self._await_removal()
 
     # -- 1: resolve the commit, open the record, pin, compare what judges it with the approved ---
 
@@ -338,7 +338,7 @@ class Experiment:
 
     def _sealed(self) -> None:
         from sealrun.engine import connect
-        from sealrun.image.load import load
+        from sealrun.image.load import load, reload
         from sealrun.image.prepare import prepare
         from sealrun.image.seal import seal
         from sealrun.image.tree_layer import TreeLayers
@@ -370,7 +370,28 @@ class Experiment:
             return
         with self.clock.step("load"):
             loading = load(sealed.image, engine.client, progress=self.listener)
-            request = self._request(sealed.image, loading)
+        try:
+            self._contained(sandbox, engine, sealed, loading)
+        except ImageDamaged as damage:
+            # Somebody wrote into the engine's layer store. What we load anew is verified again;
+            # without this one changed file would cost an unattended loop its night.
+            self._add(Finding(Reason.IMAGE_REPAIRED, damage.message))
+            if not self._may_start():
+                return
+            with self.clock.step("repair"):
+                self._await_removal()
+                loading = reload(
+                    sealed.image,
+                    engine.client,
+                    progress=self.listener,
+                    tree_only=damage.tree_only,
+                )
+            self._contained(sandbox, engine, sealed, loading)
+
+    def _contained(
+        self, sandbox: Sandbox, engine: Engine, sealed: Sealed, loading: Loading
+    ) -> None:
+        request = self._request(sealed.image, loading)
         self.ledger.append(
             record.sealed(
                 self.id,
@@ -390,6 +411,10 @@ class Experiment:
             # Beside verify 3: nothing is read from the container any more.
             self.removal = threading.Thread(target=self._remove, args=(container,))
             self.removal.start()
+
+    def _await_removal(self) -> None:
+        if self.removal is not None:
+            self.removal.join()
 
     def _remove(self, container: Container) -> None:
         try:
@@ -447,15 +472,16 @@ class Experiment:
                 f"the container is not what was asked for: {'; '.join(effective.problems)}",
                 hint="Nothing was run. sealrun doctor shows what this engine can enforce.",
             )
-        self.course.missing.extend(effective.unseen)
         discrepancies = check.before(self.listener)
         if discrepancies:
-            raise SandboxError(
+            raise ImageDamaged(
                 f"the engine shows other files than were sealed: "
                 f"{', '.join(f'{d.path} is {d.what}' for d in discrepancies[:5])}",
-                hint="Its layer store was changed or damaged. sealrun warm --repair loads the "
-                "image again.",
+                hint="Its layer store was changed or is damaged; loading the image anew did not "
+                "help. Look at the disk, and at who can write to the engine's data.",
+                tree_only=all(d.path.startswith(f"{WORKDIR}/") for d in discrepancies),
             )
+        self.course.missing.extend(effective.unseen)
 
     def _verify_3(self, container: Container, check: ContainerCheck) -> None:
         acts = container.interference()

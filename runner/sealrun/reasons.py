@@ -51,6 +51,7 @@ class Reason(StrEnum):
     EDIT_UNATTRIBUTED = "edit-unattributed"
     IN_CONTAINER = "in-container"
     ENGINE_INTERFERENCE = "engine-interference"
+    IMAGE_REPAIRED = "image-repaired"
     DATA_CHANGED = "data-changed"
     CONFIGURATION_CHANGED = "configuration-changed"
     # what was not seen
@@ -110,6 +111,10 @@ MEANINGS: dict[Reason, Meaning] = {
     ),
     Reason.ENGINE_INTERFERENCE: Meaning(
         Severity.ABORT, "somebody acted on the container through the engine"
+    ),
+    Reason.IMAGE_REPAIRED: Meaning(
+        Severity.FLAG_HARMLESS,
+        "the engine's copy of the image had been changed; it was loaded anew and verified",
     ),
     Reason.DATA_CHANGED: Meaning(Severity.FLAG, "a data file changed during the run"),
     Reason.CONFIGURATION_CHANGED: Meaning(

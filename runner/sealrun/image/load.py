@@ -94,6 +94,8 @@ def reload(
     client: APIClient,
     reference: str | None = None,
     progress: Progress | None = None,
+    *,
+    tree_only: bool = False,
 ) -> Loading:
     """Remove an image with its foundations from an engine and load all of it again.
 
@@ -102,13 +104,20 @@ def reload(
     uses the layer makes the engine unpack it anew. Images that are not ours stay; if one of them
     shares the damaged layer, so does the damage.
 
+    Args:
+        tree_only: the damage lies in the tree layer, which no other image has: base and environment
+            stay, and with them what other runs use.
+
     Raises:
         EngineError: a container still uses one of the images, or the engine failed.
         StorageFault: a layer that has to be sent is missing or damaged.
     """
     engine = EngineImages(client, progress or Silent())
     wanted = stack(image, reference)
-    engine.forget(wanted)
+    if tree_only:
+        engine.untag(wanted.reference)
+    else:
+        engine.forget(wanted)
     return load(image, client, reference, progress)
 
 
