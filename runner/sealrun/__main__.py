@@ -19,11 +19,20 @@ def main() -> None:
 
 def _forget(named: str) -> None:
     """Take off the path what ``PYTHONPATH`` put there (sys.path_init in Python's manual)."""
+    if not named:
+        return
     # Kept where sealrun itself is run from there: whoever does so has chosen its code.
-    ours = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120 - pathlib could be foreign here
-    foreign = {os.path.abspath(entry) for entry in named.split(os.pathsep)} - {ours}  # noqa: PTH100 - likewise
-    if named:
-        sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) not in foreign]  # noqa: PTH100 - likewise
+    ours = os.path.dirname(os.path.dirname(_absolute(__file__)))  # noqa: PTH120 - pathlib could be foreign here
+    foreign = {_absolute(entry) for entry in named.split(os.pathsep)} - {ours}
+    sys.path[:] = [entry for entry in sys.path if _absolute(entry) not in foreign]
+
+
+def _absolute(path: str) -> str:
+    try:
+        return os.path.abspath(path)  # noqa: PTH100 - pathlib could be foreign here
+    except FileNotFoundError:
+        # The current directory is gone; nothing can be imported from it either.
+        return path
 
 
 if __name__ == "__main__":
