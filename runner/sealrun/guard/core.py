@@ -351,7 +351,9 @@ class Guard:
 
     def _look_at(self, looker: Looker, path: bytes, name: bytes | None, mask: int) -> None:
         words = tuple(word for bit, word in ob.WORDS if mask & bit)
-        closed = bool(mask & (ob.CLOSED_WRITE | ob.MOVED_TO))
+        # A directory that came back says nothing of whether a file below it has been closed.
+        arrived = ob.MOVED_TO if not mask & ob.DIRECTORY else 0
+        closed = bool(mask & (ob.CLOSED_WRITE | arrived))
         settled = closed or mask & _SETTLED
         waits: list[float] = []
         for run in self._runs.values():
