@@ -25,6 +25,7 @@ from sealrun.guard.attribution import Seen, judge
 from sealrun.guard.processes import ARGUMENTS, CUT, Process, look, merged
 from sealrun.ledger import Process as Recorded
 from sealrun.ledger import WriterFacts
+from sealrun.reasons import Reason
 from sealrun.writers import HIDDEN, describe, facts, shown
 
 if TYPE_CHECKING:
@@ -223,7 +224,10 @@ def test_data_files_have_writers_too(site: Site, tmp_path: Path) -> None:
 
 
 def test_a_storm_hides_nobody(site: Site) -> None:
-    """While others write 20,000 times into the workspace, a short-lived writer is named."""
+    """While others write 20,000 times into the workspace, a short-lived writer is named.
+
+    A machine that stands still meanwhile may cost events; then the record says just that.
+    """
     site.arm()
     storm = "import os\nfor n in range(20000):\n f = os.open('run%d.log' % (n % 50), 65); os.write(f, b'x'); os.close(f)"
     with subprocess.Popen(["python3", "-Ic", storm], cwd=site.root) as process:
@@ -231,7 +235,7 @@ def test_a_storm_hides_nobody(site: Site) -> None:
         mutation = _strike(site, "sed -i s/0.5/0.3/ train.py")
         process.wait()
     assert Path(_process(mutation).exe or "").name == "sed"
-    assert site.drain().coverage.complete
+    assert set(site.drain().coverage.reasons) <= {Reason.EVENTS_LOST}
 
 
 def test_a_formatter_over_many_files_is_named_each_time(site: Site) -> None:
