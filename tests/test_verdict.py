@@ -41,9 +41,12 @@ def test_the_table_of_section_5() -> None:
     """What a difference means under the standard policy."""
     assert _judge(Reason.WORKSPACE_DIFFERS, started=False) is Kind.REFUSED
     assert _judge(Reason.WORKSPACE_DIFFERS_FOREIGN, started=False) is Kind.FLAGGED
+    assert judge([Finding(Reason.WORKSPACE_DIFFERS_FOREIGN)], STANDARD, started=True).harmless
+    assert _judge(Reason.EDIT_LOOP, Reason.FOREIGN_BETWEEN) is Kind.CLEAN
     assert _judge(Reason.POLICY_CHANGED, started=False) is Kind.REFUSED
     assert _judge(Reason.PROTECTED_CHANGED, started=False) is Kind.REFUSED
-    assert _judge(Reason.CONTAINS_FOREIGN) is Kind.FLAGGED
+    for reason in (Reason.CONTAINS_FOREIGN, Reason.INTENT_DIFFERS):
+        assert not judge([Finding(reason)], STANDARD, started=True).harmless
     assert _judge(Reason.EDIT_UNATTRIBUTED) is Kind.FLAGGED
     assert judge([Finding(Reason.EDIT_UNATTRIBUTED)], STANDARD, started=True).harmless
     assert _judge(Reason.IN_CONTAINER) is Kind.ABORTED

@@ -81,6 +81,16 @@ Cpus = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Duration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0, allow_inf_nan=False)]
 
 
+#: Programs that write into workspaces on their own account. One started by the agent's own hook is
+#: the classic culprit, so descent from the agent does not excuse them.
+FOREIGN_TOOLS = (
+    *("autoflake", "autopep8", "black", "blacken-docs", "docformatter", "isort", "pyupgrade"),
+    *("ruff", "usort", "yapf", "pre-commit", "biome", "dprint", "eslint", "prettier"),
+    *("clang-format", "gofmt", "goimports", "rustfmt", "shfmt", "taplo"),
+    *("rsync", "rclone", "syncthing", "unison", "lsyncd", "mutagen", "osync"),
+)
+
+
 class Level(StrEnum):
     """How findings are answered, from the mildest to the hardest."""
 
@@ -205,6 +215,10 @@ class GuardPolicy(_Section):
 
     protected: tuple[str, ...] = Field(
         default=(), description="patterns of paths that only a human may change, e.g. prepare.py"
+    )
+    foreign: tuple[str, ...] = Field(
+        default=FOREIGN_TOOLS,
+        description="programs that are foreign whoever starts them: formatters, sync tools",
     )
 
 
@@ -450,6 +464,9 @@ def _loosenings(policy: Policy) -> Iterator[str]:
         value, standard = getattr(box, key), getattr(shipped_box, key)
         if value > standard:
             yield f"sandbox.{key}: {value} instead of {standard}"
+    own = [tool for tool in FOREIGN_TOOLS if tool not in policy.guard.foreign]
+    if own:
+        yield f"guard.foreign: {', '.join(own)} may be the loop's own"
     if policy.image.build_sdists:
         yield "image.build_sdists: source distributions run their build code"
 

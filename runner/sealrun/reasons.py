@@ -63,6 +63,8 @@ class Reason(StrEnum):
     WORKSPACE_NOT_COMPARED = "workspace-not-compared"
     NOT_REVERIFIED = "environment-not-reverified"
     # noted
+    EDIT_LOOP = "edit-loop"
+    FOREIGN_BETWEEN = "foreign-between-runs"
     EXTRA_FILE = "extra-file"
     METADATA_ONLY = "metadata-only"
     IDENTICAL_REWRITE = "identical-rewrite"
@@ -76,7 +78,8 @@ MEANINGS: dict[Reason, Meaning] = {
         Severity.REFUSE, "a tracked file in the workspace differs from the commit"
     ),
     Reason.WORKSPACE_DIFFERS_FOREIGN: Meaning(
-        Severity.FLAG, "a tracked file was changed by a foreign writer before the start"
+        Severity.FLAG_HARMLESS,
+        "a foreign writer changed a tracked file before the start; the commit ran without it",
     ),
     Reason.PROTECTED_CHANGED: Meaning(
         Severity.REFUSE, "the commit changes a protected file and nobody approved it"
@@ -133,6 +136,13 @@ MEANINGS: dict[Reason, Meaning] = {
     ),
     Reason.NOT_REVERIFIED: Meaning(
         Severity.NOTE, "base and environment files could not be re-verified in the container"
+    ),
+    Reason.EDIT_LOOP: Meaning(
+        Severity.NOTE, "the loop itself changed the workspace during the run"
+    ),
+    Reason.FOREIGN_BETWEEN: Meaning(
+        Severity.NOTE,
+        "a foreign writer changed the workspace between two runs; the commit holds nothing of it",
     ),
     Reason.EXTRA_FILE: Meaning(Severity.NOTE, "a file outside the commit; it is not in the image"),
     Reason.METADATA_ONLY: Meaning(Severity.NOTE, "mode or times changed, content did not"),
