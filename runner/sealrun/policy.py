@@ -222,6 +222,22 @@ class GuardPolicy(_Section):
     )
 
 
+class DeterminismPolicy(_Section):
+    """``[determinism]``: what is set so that a run repeats."""
+
+    mode: Literal["record", "seeded", "strict"] = Field(
+        default="record",
+        description="record: only note what decides numbers; seeded: set seeds and thread counts "
+        "too; strict: also ask libraries for their repeatable algorithms, whatever they cost",
+    )
+    seed: Annotated[int, Field(ge=0, lt=1 << 32)] = Field(
+        default=0, description="what random, numpy and torch begin with, and Python's hashes"
+    )
+    threads: Annotated[int, Field(ge=1, le=4096)] | None = Field(
+        default=None, description="threads of numeric libraries; without it one a usable CPU"
+    )
+
+
 class DataPolicy(_Section):
     """``[[data]]``: a directory or file outside the repository, mounted read-only."""
 
@@ -248,6 +264,7 @@ class Policy(_Section):
     limits: LimitsPolicy = LimitsPolicy()
     metric: MetricPolicy = MetricPolicy()
     guard: GuardPolicy = GuardPolicy()
+    determinism: DeterminismPolicy = DeterminismPolicy()
     data: tuple[DataPolicy, ...] = Field(default=(), description="data mounts")
 
     def react(self, reason: Reason, severity: Severity) -> Severity:
@@ -440,6 +457,7 @@ def describe() -> tuple[tuple[str, str, Any], ...]:
         ("limits", LimitsPolicy),
         ("metric", MetricPolicy),
         ("guard", GuardPolicy),
+        ("determinism", DeterminismPolicy),
         ("data", DataPolicy),
     )
     for name, model in sections:
