@@ -360,7 +360,7 @@ def test_hanging_formatter_is_ended(
     program.write_text("#!/bin/sh\nsleep 4321 &\nsleep 4321\n")
     program.chmod(0o755)
     monkeypatch.setattr(formatters, "_PATIENCE", 0.3)
-    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr(sys, "executable", str(program.with_name("python")))
     repo.commit({".isort.cfg": "[settings]\n", "train.py": NEAT})
     found = rows(places, repo.path)["formatter: isort"]
     assert found.grade is Grade.SKIPPED

@@ -32,7 +32,14 @@ _GB = 10**9
 _DISK_NEEDED = 1 * _GB
 #: A torch environment with CUDA, twice: as a layer, and unpacked by the engine.
 _DISK_WANTED = 20 * _GB
-_NAMING = "An administrator can run sealrun with CAP_SYS_ADMIN and CAP_NET_ADMIN (capabilities(7))."
+#: How an administrator lets a guard of another user name writers (setpriv(1), capabilities(7)).
+_CAPABILITIES = "+sys_admin,+net_admin,+sys_ptrace,+sys_nice"
+_NAMING = (
+    "An administrator can start this workspace's guard with the capabilities for it: "
+    "sudo env HOME={home} XDG_RUNTIME_DIR={runtime} setpriv --reuid {uid} --regid {gid} "
+    f"--init-groups --inh-caps {_CAPABILITIES} --ambient-caps {_CAPABILITIES} sealrun guard start. "
+    "The guide on privilege has a rule for sudo and a systemd unit, and says what to mind."
+)
 _OLDEST_UV = (0, 8)
 
 
@@ -74,15 +81,20 @@ def writers() -> Iterable[Check]:
     except OSError as error:
         forbidden = isinstance(error, PermissionError)
         why = "naming them needs CAP_SYS_ADMIN" if forbidden else f"fanotify: {error.strerror}"
-        yield Check("writers", Grade.WARN, f"{UNNAMED} ({why})", _NAMING)
+        yield Check("writers", Grade.WARN, f"{UNNAMED} ({why})", _naming())
         return
     try:
         procevents.listen().close()
     except OSError as error:
         why = f"process events: {error.strerror}"
-        yield Check("writers", Grade.WARN, f"{LIVING_NAMED} ({why})", _NAMING)
+        yield Check("writers", Grade.WARN, f"{LIVING_NAMED} ({why})", _naming())
     else:
         yield Check("writers", Grade.OK, NAMED)
+
+
+def _naming() -> str:
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    return _NAMING.format(home=Path.home(), runtime=runtime, uid=os.getuid(), gid=os.getgid())
 
 
 def programs() -> Iterable[Check]:
