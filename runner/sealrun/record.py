@@ -209,6 +209,7 @@ def sealed(
             fallback=loading.fallback,
         ),
         init=request.init_digest,
+        variables=dict(request.environment),
         engine=engine_facts(engine),
         data=tuple(
             DataFacts(

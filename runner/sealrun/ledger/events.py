@@ -160,6 +160,7 @@ class RunOpened(Event):
         tier: ``container``, ``namespace`` or ``process``: how strong the isolation is.
         controller: the process that runs it.
         version: sealrun's own.
+        reproduces: id of the run that this one repeats from its record; None for any other.
     """
 
     kind: ClassVar[str] = "run-opened"
@@ -179,6 +180,7 @@ class RunOpened(Event):
     tier: str | None = None
     controller: Controller | None = None
     version: str | None = None
+    reproduces: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,6 +254,7 @@ class RunProgress(Event):
         init: digest of the container's PID 1.
         engine: what runs the container.
         data: what is mounted from outside the repository.
+        variables: environment variables of the container.
         timings: seconds of each step so far.
     """
 
@@ -269,6 +272,7 @@ class RunProgress(Event):
     init: str | None = None
     engine: EngineFacts | None = None
     data: tuple[DataFacts, ...] | None = None
+    variables: Mapping[str, str] | None = None
     timings: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
@@ -587,6 +591,36 @@ class Pin(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reproduced(Event):
+    """A run that repeats another one was compared with it; ``run`` is the repetition.
+
+    Attributes:
+        original: id of the run that was repeated.
+        likeness: ``outputs-identical``, ``metric-identical``, ``within-tolerance``, ``different``
+            or ``incomparable``.
+        metric: what the original reported.
+        repeated: what the repetition reported.
+        tolerance: largest difference of the two that was allowed; None where none was given.
+        tolerance_source: ``given``, or how it was measured.
+        outputs_compared: how many output files were compared by content.
+        differences: what differs in the results, as a sentence each.
+        conditions: what differs in what decides results (GPU, CPU, threads, …), likewise.
+    """
+
+    kind: ClassVar[str] = "reproduced"
+
+    original: str
+    likeness: str
+    metric: float | None = None
+    repeated: float | None = None
+    tolerance: float | None = None
+    tolerance_source: str | None = None
+    outputs_compared: int = 0
+    differences: tuple[str, ...] = ()
+    conditions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Note(Event):
     """Anything else worth keeping.
 
@@ -615,6 +649,7 @@ KINDS: dict[str, type[Event]] = {
         BaseMade,
         EnvironmentMade,
         Pin,
+        Reproduced,
         Note,
     )
 }

@@ -14,7 +14,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 from sealrun.ledger.codec import to_document
-from sealrun.ledger.events import Alert, Event, Pin, RunEnded, RunOpened, RunProgress
+from sealrun.ledger.events import (
+    Alert,
+    Event,
+    Pin,
+    Reproduced,
+    RunEnded,
+    RunOpened,
+    RunProgress,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -63,6 +71,7 @@ class RunRecord:
         ended: how it ended; None while it has not.
         alerts: its mutations, oldest first; of each the latest state.
         pin: the ref that keeps its commit.
+        reproduced: how it compares with the run that it repeats; None for any other.
         truncated: field path -> how much there was, of what was too long to keep.
     """
 
@@ -77,6 +86,7 @@ class RunRecord:
     alerts: tuple[Recorded[Alert], ...]
     pin: str | None
     truncated: Mapping[str, int]
+    reproduced: Reproduced | None = None
 
     @property
     def engine(self) -> EngineFacts | None:
@@ -106,6 +116,7 @@ def merge(events: Iterable[Recorded[Event]]) -> RunRecord | None:
     ended: Recorded[RunEnded] | None = None
     alerts: dict[str, Recorded[Alert]] = {}
     pin: str | None = None
+    reproduced: Reproduced | None = None
     truncated: dict[str, int] = {}
     last: Recorded[Event] | None = None
     for recorded in events:
@@ -116,6 +127,9 @@ def merge(events: Iterable[Recorded[Event]]) -> RunRecord | None:
             continue
         if isinstance(event, Pin):
             pin = event.ref
+            continue
+        if isinstance(event, Reproduced):
+            reproduced = event
             continue
         if isinstance(event, RunOpened) and opened is None:
             opened = cast("Recorded[RunOpened]", recorded)
@@ -140,6 +154,7 @@ def merge(events: Iterable[Recorded[Event]]) -> RunRecord | None:
         alerts=tuple(alerts.values()),
         pin=pin,
         truncated=truncated,
+        reproduced=reproduced,
     )
 
 
@@ -171,6 +186,7 @@ def document(record: RunRecord) -> dict[str, Json]:
         **merged,
         "alerts": [alert_document(alert) for alert in record.alerts],
         "pin": record.pin,
+        "reproduction": to_document(record.reproduced)[0] if record.reproduced else None,
         "truncated": dict(record.truncated),
     }
 

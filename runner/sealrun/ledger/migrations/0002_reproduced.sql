@@ -1,0 +1,2 @@
+-- A new kind of event, `reproduced`: a run was repeated and compared with what is on record of it.
+-- No table changes; the number keeps an older sealrun from misreading this ledger.
