@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from sealrun import facts, leftovers, record
+from sealrun import determinism, facts, leftovers, record
 from sealrun import findings as found_by
 from sealrun.data import HashCache, changes
 from sealrun.errors import (
@@ -339,9 +339,6 @@ class Experiment:
     def _sealed(self) -> None:
         from sealrun.engine import connect
         from sealrun.image.load import load, reload
-        from sealrun.image.prepare import prepare
-        from sealrun.image.seal import seal
-        from sealrun.image.tree_layer import TreeLayers
         from sealrun.sandbox.docker import DockerSandbox, default_owner
 
         with self.clock.step("engine"):
@@ -353,19 +350,8 @@ class Experiment:
                 owner=default_owner(self.places.repository(self.repository_id)),
             )
             leftovers.clear_containers(sandbox, self.places, self.repository_id)
-        with self.clock.step("prepare"):
-            base, environment = prepare(
-                self.tree,
-                self.policy.policy.image,
-                self.places,
-                engine,
-                self.listener,
-                make=self.asked.make,
-            )
-        with self.clock.step("seal"):
-            layers = TreeLayers(self.places.trees(self.repository_id))
-            sealed = seal(self.tree, base, environment, layers, self.listener)
-            self._add(*found_by.from_bytecode(sealed.bytecode))
+        sealed = self._image(engine)
+        self._add(*found_by.from_bytecode(sealed.bytecode))
         if not self._may_start():
             return
         with self.clock.step("load"):
@@ -387,6 +373,24 @@ class Experiment:
                     tree_only=damage.tree_only,
                 )
             self._contained(sandbox, engine, sealed, loading)
+
+    def _image(self, engine: Engine) -> Sealed:
+        from sealrun.image.prepare import prepare
+        from sealrun.image.seal import seal
+        from sealrun.image.tree_layer import TreeLayers
+
+        with self.clock.step("prepare"):
+            base, environment = prepare(
+                self.tree,
+                self.policy.policy.image,
+                self.places,
+                engine,
+                self.listener,
+                make=self.asked.make,
+            )
+        with self.clock.step("seal"):
+            layers = TreeLayers(self.places.trees(self.repository_id))
+            return seal(self.tree, base, environment, layers, self.listener)
 
     def _contained(
         self, sandbox: Sandbox, engine: Engine, sealed: Sealed, loading: Loading
@@ -661,6 +665,8 @@ class Experiment:
 
     def _close(self, finished: Finished) -> None:
         course = self.course
+        # Before the outputs are listed: the notes are not the experiment's.
+        noted = determinism.take(self.out) if course.started else {}
         ended = course.ended
         with self.ledger.transaction() as tx:
             if course.report is not None:
@@ -683,6 +689,7 @@ class Experiment:
                     outputs=record.outputs(course.outputs, self.out),
                     limits=record.limits(self.policy.policy),
                     devices=facts.devices() if course.started else (),
+                    device_facts=noted,
                 )
             )
 

@@ -11,6 +11,7 @@ import platform
 import socket
 from pathlib import Path
 
+from sealrun.determinism import instruction_sets
 from sealrun.ledger.events import Controller, HostFacts
 
 
@@ -31,6 +32,7 @@ def host() -> HostFacts:
         memory=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
         user=user,
         uid=uid,
+        details={"instruction_sets": instruction_sets(_text(Path("/proc/cpuinfo")))},
     )
 
 
@@ -57,14 +59,18 @@ def _system() -> str | None:
 
 
 def _field(file: Path, name: str) -> str | None:
-    try:
-        for line in file.read_text("utf-8", "replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == name:
-                return value.strip()
-    except OSError:
-        return None
+    for line in _text(file).splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == name:
+            return value.strip()
     return None
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text("utf-8", "replace")
+    except OSError:
+        return ""
 
 
 def devices() -> tuple[str, ...]:

@@ -15,7 +15,7 @@ import os
 import platform
 from typing import TYPE_CHECKING
 
-from sealrun import facts
+from sealrun import determinism, facts
 from sealrun.data import CONTAINER_HOME
 from sealrun.errors import Refused
 from sealrun.image.model import PATH, WORKDIR
@@ -80,14 +80,18 @@ def request_for(  # noqa: PLR0913 - everything that decides how an experiment ru
     user = experiment_user()
     if os.getuid() == 0:
         os.chown(out, *user)
-    init = place_init(places.init, platform.machine())
+    traced = determinism.is_traced(policy, image)
+    init = place_init(places.init, platform.machine(), determinism.module() if traced else None)
+    variables = environment(policy, image.environment.variables)
+    if traced:
+        variables |= determinism.tracing(policy, variables.get("PYTHONPATH"))
     mounts = [Mount(dataset.source, dataset.target) for dataset in datasets]
     return Request(
         name=f"sealrun-{run_id.lower()}",
         image=loading.engine_image,
         argv=tuple(argv),
         workdir=WORKDIR,
-        environment=environment(policy, image.environment.variables),
+        environment=variables,
         user=user,
         mounts=(*mounts, Mount(out, OUT, read_only=False)),
         limits=policy.sandbox.limits(),
@@ -116,7 +120,7 @@ def experiment_user() -> tuple[int, int]:
 
 
 def environment(policy: Policy, layer: Mapping[str, str]) -> dict[str, str]:
-    """Return the container's environment variables: ours, the layer's, the policy's.
+    """Return the container's environment variables: ours, the layer's, the mode's, the policy's.
 
     Raises:
         Refused: a variable that the policy passes is not set.
@@ -129,7 +133,8 @@ def environment(policy: Policy, layer: Mapping[str, str]) -> dict[str, str]:
                 hint=f"Set {name}, or take it out of [sandbox] pass_variables.",
             )
         passed[name] = os.environ[name]
-    return {**_VARIABLES, **layer, **policy.sandbox.variables, **passed}
+    settings = determinism.variables(policy)
+    return {**_VARIABLES, **layer, **settings, **policy.sandbox.variables, **passed}
 
 
 def passwd(uid: int, gid: int) -> bytes:

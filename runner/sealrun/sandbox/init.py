@@ -22,6 +22,7 @@ from sealrun.errors import EnvironmentFault, StorageFault
 from sealrun.shipped import shipped
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 NAME = "sealrun-init"
@@ -47,12 +48,15 @@ class Init:
     digest: str
 
 
-def place_init(directory: Path, architecture: str) -> Init:
+def place_init(
+    directory: Path, architecture: str, beside: Mapping[str, bytes] | None = None
+) -> Init:
     """Copy the shipped init of an architecture to where engines can mount it, and check it.
 
     Args:
         directory: ``Places.init``; a directory named by the digest is made in it.
         architecture: ``amd64`` or ``arm64``, or what ``uname -m`` says.
+        beside: content by name of other files that a container shall find next to it.
 
     Raises:
         EnvironmentFault: there is no init for this architecture, or it was not compiled.
@@ -74,11 +78,11 @@ def place_init(directory: Path, architecture: str) -> Init:
         ) from error
     except OSError as error:
         raise StorageFault(f"cannot read {source}: {error.strerror}") from error
-    digest, path = place(directory, {NAME: content}, mode=0o555)
-    return Init(path / NAME, digest)
+    _, path = place(directory, {NAME: content, **(beside or {})}, mode=0o555)
+    return Init(path / NAME, hashlib.sha256(content).hexdigest())
 
 
-def place(directory: Path, contents: dict[str, bytes], *, mode: int = 0o444) -> tuple[str, Path]:
+def place(directory: Path, contents: Mapping[str, bytes], *, mode: int = 0o444) -> tuple[str, Path]:
     """Write files into a directory named by their content, unless they stand there unchanged.
 
     Args:
@@ -90,7 +94,7 @@ def place(directory: Path, contents: dict[str, bytes], *, mode: int = 0o444) -> 
         The digest, and the directory that holds the files.
 
     Raises:
-        StorageFault: they cannot be written.
+        StorageFault: they cannot be written, or somebody put another file beside them.
     """
     digests = [hashlib.sha256(content).hexdigest() for _, content in sorted(contents.items())]
     digest = (
@@ -104,11 +108,18 @@ def place(directory: Path, contents: dict[str, bytes], *, mode: int = 0o444) -> 
         home.chmod(0o755)
         for name, content in contents.items():
             _ensure(home / name, content, mode)
+        strangers = sorted(set(os.listdir(home)) - set(contents))  # noqa: PTH208 - names alone
     except OSError as error:
         raise StorageFault(
             f"cannot place files for a container in {home}: {error.strerror}",
             hint="Free space or fix its permissions, or set SEALRUN_HOME to another place.",
         ) from error
+    if strangers := [name for name in strangers if not name.startswith(".")]:
+        # A container would see them, and a Python in it might import them.
+        raise StorageFault(
+            f"{home} is mounted into containers, and somebody put {strangers[0]!r} there",
+            hint="Find out who did; remove it, then repeat the command.",
+        )
     return digest, home
 
 
