@@ -42,6 +42,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
     "cancel": {},
     "log": {},
     "show": {},
+    "reproduce": {},
     "verify": {},
     "alerts": {},
     "audit": {},
