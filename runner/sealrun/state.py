@@ -84,6 +84,11 @@ class Places:
         """Ledger, evidence and run directories of one repository."""
         return private(self.state / "repositories" / repository)
 
+    def sessions(self, repository: str | None) -> Path:
+        """Sessions of one repository, or those that began outside of any."""
+        root = self.state if repository is None else self.repository(repository)
+        return private(root / "sessions")
+
     def ledger(self, repository: str) -> Path:
         """The SQLite file of one repository."""
         return self.repository(repository) / "ledger.sqlite"
@@ -99,6 +104,17 @@ class Places:
         """
         key = hashlib.sha256(os.fsencode(workspace)).hexdigest()[:16]
         return private(self.runtime / "guard" / key)
+
+
+def configuration() -> Path:
+    """Return the directory of the user's own configuration; it may not exist.
+
+    ``SEALRUN_HOME`` moves it too, so that a test or a service never finds anybody else's.
+    """
+    home = os.environ.get("SEALRUN_HOME")
+    if home:
+        return Path(home).absolute() / "config"
+    return Path(platformdirs.user_config_dir("sealrun", appauthor=False))
 
 
 def private(path: Path) -> Path:

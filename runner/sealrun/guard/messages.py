@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 #: Raised whenever a message changes its shape.
-PROTOCOL = 2
+PROTOCOL = 3
 #: Longest line that the guard accepts, in bytes.
 LONGEST = 1 << 20
 
@@ -248,6 +248,7 @@ def _process(data: Document) -> Process:
         uid=None if data["uid"] is None else int(data["uid"]),
         started=None if data["started"] is None else int(data["started"]),
         container=_text(data["container"]),
+        forked=bool(data["forked"]),
     )
 
 

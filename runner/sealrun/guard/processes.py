@@ -5,8 +5,10 @@ Rules that this module keeps:
 - A fact is what ``/proc`` said of that very process; what was not read in time stays None.
 - A process that was forked and has not called exec runs its parent's program: that is knowledge,
   not a guess. After an exec that nobody could read in time it runs something unknown.
-- Parents are those that forked, also when they ended and the kernel gave their children to init.
-- Memory is bounded: the oldest of ``REMEMBERED`` processes is forgotten first, arguments are cut.
+- Parents are those that forked, also when they ended and the kernel gave their children to init;
+  where ``/proc`` alone named a parent, the record says so.
+- Memory is bounded: the oldest of ``LIVING`` and of ``ENDED`` processes is forgotten first, so that
+  no number of short-lived ones makes us forget who started a daemon. Arguments are cut.
 - No path but ``/proc``'s is ever opened here.
 """
 
@@ -19,9 +21,10 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from time import monotonic_ns as clock
 
-#: Processes remembered, parents listed of one, and bytes read of one's arguments, of parents' less.
-REMEMBERED = 4096
-PARENTS = 12
+#: Processes remembered that live and that ended, parents listed of one (an agent that runs a test
+#: suite that runs a build is some twenty deep), and bytes read of one's arguments, of parents' less.
+LIVING, ENDED = 8192, 4096
+PARENTS = 32
 ARGUMENTS, PARENTS_ARGUMENTS = 8192, 512
 #: What stands in place of arguments beyond ``ARGUMENTS`` bytes.
 CUT = "…"
@@ -40,6 +43,8 @@ class Process:
         uid: its effective user.
         started: clock ticks since boot (``/proc/PID/stat``, field 22).
         container: the id that its cgroup bears, of 64 digits as container engines give them.
+        forked: an event told who forked it, so that the next of its parents did; else ``/proc`` named
+            that one, which is init or another reaper once the true parent has ended.
     """
 
     pid: int
@@ -49,6 +54,7 @@ class Process:
     uid: int | None = None
     started: int | None = None
     container: str | None = None
+    forked: bool = False
 
     @property
     def complete(self) -> bool:
@@ -88,6 +94,13 @@ def glance(pid: int, uid: int | None) -> Process:
         owner = None
     # proc(5): root owns the directory also where the process may not be dumped.
     return Process(pid, exe, cmdline, cwd, owner if owner or not uid else None)
+
+
+def born(pid: int) -> int | None:
+    """Return the clock ticks since boot at which a process began; None where none of the pid lives."""
+    data = _read(f"/proc/{pid}/stat", 4096)
+    state = data.rpartition(b") ")[2][:1]
+    return None if state in (b"", b"Z", b"X") else _stat(data)[1]
 
 
 def container_of(pid: int) -> str | None:
@@ -136,53 +149,81 @@ _serials = count(1)
 
 
 @dataclass
+class Birth:
+    """When one process began, shared by all who name it as their parent; it may be read later."""
+
+    started: int | None = None
+
+
+@dataclass
 class Known:
     """What is remembered of one pid's present process.
 
     Attributes:
         process: as it was read last, or its parent's facts where it has not called exec.
-        parents: nearest first, as they were when they forked.
+        line: its parents, nearest first, as they were when they forked.
         alive: it has not been seen to end.
         followed: we were told of its fork or exec, so that another exec would not escape us.
         executed: monotonic nanoseconds of its last exec, 0 where it is not known.
         before: what it ran before that exec.
         looked: monotonic nanoseconds at which ``/proc`` was read last; 0 for never.
+        birth: when it began.
         serial: no other process has it.
     """
 
     process: Process
-    parents: tuple[Process, ...]
+    line: tuple[tuple[Process, Birth], ...]
     alive: bool = True
     followed: bool = False
     executed: int = 0
     before: Process | None = None
     looked: int = 0
+    birth: Birth = field(default_factory=Birth)
     serial: int = field(default_factory=lambda: next(_serials))
+
+    def __post_init__(self) -> None:
+        self.birth.started = self.process.started
+
+    @property
+    def parents(self) -> tuple[Process, ...]:
+        """Its parents, nearest first, with what was learned of them since."""
+        return tuple(
+            process if process.started else replace(process, started=birth.started)
+            for process, birth in self.line
+        )
+
+    def learn(self, process: Process) -> None:
+        """Take over what was read of the process."""
+        self.process = process
+        self.birth.started = process.started or self.birth.started
 
 
 class Recent:
     """The processes of late, fed by process events."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[int, Known] = OrderedDict()
-        self._entered: list[int] = []
+        self._living: OrderedDict[int, Known] = OrderedDict()
+        self._ended: OrderedDict[int, Known] = OrderedDict()
+        self._entered: dict[int, bool] = {}
 
     def get(self, pid: int) -> Known | None:
         """Return what is remembered of a pid."""
-        return self._known.get(pid)
+        return self._living.get(pid) or self._ended.get(pid)
 
     def forget(self) -> None:
         """Forget everything: events were lost, so that any of it may be out of date."""
-        self._known.clear()
+        self._living.clear()
+        self._ended.clear()
 
     def forked(self, parent: int, child: int) -> None:
         """A process made a child, which runs the same program until it calls exec."""
-        known = self._known.get(parent)
-        if known is None or not known.alive:
+        known = self._living.get(parent)
+        if known is None:
             known = self.seen(*look(parent))
-        process = replace(known.process, pid=child, started=None)
-        line = (known.process, *known.parents)[:PARENTS]
+        process = replace(known.process, pid=child, started=None, forked=True)
+        line = ((known.process, known.birth), *known.line)[:PARENTS]
         self._keep(child, Known(process, line, followed=True))
+        self._entered.setdefault(child, False)
 
     def executed(self, pid: int, at: int, *, gone: bool) -> None:
         """A process runs another program now.
@@ -192,66 +233,76 @@ class Recent:
             at: monotonic nanoseconds.
             gone: it has ended since, so that looking is in vain.
         """
-        known = self._known.get(pid)
+        known = self._living.get(pid)
         if known is None:
             process, parent = look(pid)
             known = Known(process, self.line(parent))
         else:
             known.before = before = known.process
-            if gone:
-                known.process = Process(pid, uid=before.uid, container=before.container)
-            else:
-                read = glance(pid, before.uid)
-                known.process = replace(read, container=before.container)
-                self._entered.append(pid)
+            read = Process(pid, uid=before.uid) if gone else glance(pid, before.uid)
+            known.learn(
+                replace(
+                    read,
+                    container=before.container,
+                    started=before.started,
+                    forked=before.forked,
+                )
+            )
+            self._entered[pid] = True
         known.followed, known.executed, known.looked = True, at, clock()
         self._keep(pid, known)
 
     def complete(self) -> None:
-        """Find out at leisure what can wait of the processes that called exec of late."""
-        for pid in self._entered:
-            known = self._known.get(pid)
-            if known is None or not known.alive:
+        """Find out at leisure what can wait of the processes that began or called exec of late."""
+        for pid, executed in self._entered.items():
+            known = self._living.get(pid)
+            if known is None:
                 continue
-            container = known.process.container or container_of(pid)
-            started = known.process.started or _stat(_read(f"/proc/{pid}/stat", 4096))[1]
-            known.process = replace(known.process, container=container, started=started)
+            process = known.process
+            container = process.container or (container_of(pid) if executed else None)
+            started = process.started or _stat(_read(f"/proc/{pid}/stat", 4096))[1]
+            known.learn(replace(process, container=container, started=started))
         self._entered.clear()
 
     def ended(self, pid: int) -> None:
         """A process ended; what is known of it stays."""
-        known = self._known.get(pid)
-        if known is not None:
-            known.alive = False
+        known = self._living.pop(pid, None)
+        if known is None:
+            return
+        known.alive = False
+        self._ended[pid] = known
+        while len(self._ended) > ENDED:
+            self._ended.popitem(last=False)
 
     def seen(self, process: Process, parent: int | None) -> Known:
         """A living process was read; remember it together with what was known of it."""
-        known = self._known.get(process.pid)
-        if known is None or not known.alive:
+        known = self._living.get(process.pid)
+        if known is None:
             return self._keep(process.pid, Known(process, self.line(parent), looked=clock()))
         known.looked = clock()
-        known.process = merged(process, known.process)
-        known.parents = known.parents or self.line(parent)
+        known.learn(merged(process, known.process))
+        known.line = known.line or self.line(parent)
         return known
 
-    def line(self, parent: int | None) -> tuple[Process, ...]:
+    def line(self, parent: int | None) -> tuple[tuple[Process, Birth], ...]:
         """Return a process and those above it, nearest first."""
-        found: list[Process] = []
+        found: list[tuple[Process, Birth]] = []
         while parent and len(found) < PARENTS:
-            known = self._known.get(parent)
-            if known is not None and known.alive and known.followed:
-                return (*found, known.process, *known.parents)[:PARENTS]
+            known = self._living.get(parent)
+            if known is not None and known.followed:
+                return (*found, (known.process, known.birth), *known.line)[:PARENTS]
             process, parent = look(parent)
             if process.started is None:
                 break
-            found.append(process)
+            found.append((process, Birth(process.started)))
         return tuple(found)
 
     def _keep(self, pid: int, known: Known) -> Known:
-        self._known[pid] = known
-        self._known.move_to_end(pid)
-        while len(self._known) > REMEMBERED:
-            self._known.popitem(last=False)
+        self._ended.pop(pid, None)
+        self._living[pid] = known
+        self._living.move_to_end(pid)
+        while len(self._living) > LIVING:
+            self._living.popitem(last=False)
         return known
 
 
@@ -279,4 +330,5 @@ def merged(fresh: Process, known: Process) -> Process:
         known.uid if fresh.uid is None else fresh.uid,
         fresh.started or known.started,
         fresh.container or known.container,
+        known.forked,
     )
