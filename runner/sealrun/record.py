@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from sealrun import __version__, facts, writers
-from sealrun.data import walk
+from sealrun.data import sha256_of, walk
 from sealrun.findings import diff_of, phase_of, text
 from sealrun.git import RUN_REFS
 from sealrun.ledger import (
@@ -315,7 +316,12 @@ def outputs(new: Sequence[FileState], out: Path) -> tuple[OutputFile, ...]:
     ]
     with contextlib.suppress(OSError):
         listed += [
-            OutputFile(path=f"out/{text(path)}", size=identity.size) for path, identity in walk(out)
+            OutputFile(
+                path=f"out/{text(path)}",
+                size=identity.size,
+                sha256=sha256_of(out / os.fsdecode(path)),
+            )
+            for path, identity in itertools.islice(walk(out), OUTPUTS_LISTED)
         ]
     return tuple(listed[:OUTPUTS_LISTED])
 

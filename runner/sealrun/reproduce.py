@@ -14,17 +14,15 @@ Rules that this module keeps:
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import platform
-import stat
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from sealrun import determinism, leftovers, record
-from sealrun.data import walk
+from sealrun.data import sha256_of, walk
 from sealrun.errors import EnvironmentFault, Interrupted, UsageError
 from sealrun.experiment import Asked, Experiment, Finished, Listener
 from sealrun.image.archive import stack
@@ -70,7 +68,6 @@ if TYPE_CHECKING:
     from sealrun.sandbox.protocol import Request
     from sealrun.tree import CommittedTree
 
-_CHUNK = 1 << 20
 #: What autoresearch's summary calls the number of steps.
 _STEPS = MetricPolicy(name="num_steps", direction="maximize")
 #: Variables that say how many threads numeric libraries use.
@@ -319,7 +316,7 @@ def result_of(record: RunRecord, stored: Stored) -> Result:
         exit_status=ended.exit_status,
         metric=metric_of(record),
         outputs=_outputs(record, directory / "outputs"),
-        log=_hash(log),
+        log=sha256_of(log),
         steps=steps.value if steps else None,
         disturbed=_disturbed(record),
         conditions=conditions(record),
@@ -352,25 +349,7 @@ def _left(directory: Path, known: set[str]) -> Iterator[tuple[str, str | None]]:
         for raw, _ in walk(directory):
             path = raw.decode("utf-8", "surrogateescape")
             if path not in known:
-                yield path, _hash(directory / path)
-
-
-def _hash(file: Path) -> str | None:
-    """Return the sha256 of a regular file; of anything else, None."""
-    try:
-        handle = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return None
-    with os.fdopen(handle, "rb", buffering=0) as stream:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            return None
-        digest = hashlib.sha256()
-        try:
-            while chunk := stream.read(_CHUNK):
-                digest.update(chunk)
-        except OSError:
-            return None
-    return digest.hexdigest()
+                yield path, sha256_of(directory / path)
 
 
 # -- which runs -------------------------------------------------------------------------------------

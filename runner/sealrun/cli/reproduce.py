@@ -94,7 +94,7 @@ def command(
         elif all_:
             wanted = originals(ledger)
         else:
-            wanted = _kept(ledger, results or repository.workspace / RESULTS)
+            wanted = kept_by(ledger, results or repository.workspace / RESULTS)
     if run is not None:
         made = reproduce(wanted[0], stored, voice, times=times, tolerance=tolerance)
         if json:
@@ -105,7 +105,12 @@ def command(
     return _batch(wanted, stored, times, tolerance, json=json)
 
 
-def _kept(ledger: Ledger, file: Path) -> list[RunRecord]:
+def kept_by(ledger: Ledger, file: Path) -> list[RunRecord]:
+    """Return the run of each row that a loop's table keeps; says which rows have none.
+
+    Raises:
+        UsageError: the table cannot be read.
+    """
     from sealrun.reproduce import kept
 
     try:
