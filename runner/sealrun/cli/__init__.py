@@ -46,6 +46,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
     "verify": {},
     "alerts": {},
     "audit": {},
+    "watch": {},
     "guard": {},
     "policy": {},
     "engine": {},

@@ -28,7 +28,7 @@ from sealrun.guard.messages import encode
 from sealrun.guard.mutations import Evidence, EvidenceStore, GitChange, Mutation, Rewrite
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from sealrun.guard.attribution import Attribution
     from sealrun.guard.coverage import Moment
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 #: coverage says so.
 VERSIONS = 1024
 RECORDS = 100_000
+#: Changes of git's own state kept of one run.
+GIT_CHANGES = 1000
 #: A change time this close to the arming, in seconds, may hide a later change in the same tick of
 #: a coarse file system clock (a jiffy is 10 ms at most; vfat has 2 s, which no work tree survives).
 RACY = 0.05
@@ -290,6 +292,11 @@ class ArmedRun:
                     self._identities.pop(path, None)
                 else:
                     self._identities[path] = mark
+
+    def git_changed(self, changes: Sequence[GitChange]) -> None:
+        """Keep what changed in git's own state, up to a bound."""
+        room = max(0, GIT_CHANGES - len(self.git_changes))
+        self.git_changes += changes[:room]
 
     # -- reporting ---------------------------------------------------------------------------
 

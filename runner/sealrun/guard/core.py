@@ -418,8 +418,7 @@ class Guard:
         if self._git_now is not None and later is not None:
             changes = self._git_now.changes(later, now())
             for run in self._runs.values():
-                room = max(0, _LOSSES - len(run.git_changes))
-                run.git_changes += changes[:room]
+                run.git_changed(changes)
         self._git_now = later
         if self._index_stale and not self._runs:
             # While runs are armed their manifests decide; the index is read again afterwards.
@@ -608,14 +607,21 @@ class Guard:
         Raises:
             GuardError: a run of this id is armed, or the workspace is gone.
         """
-        if run_id in self._runs:
-            raise GuardError(f"run {run_id} is armed already")
+        self.admit(ArmedRun(run_id, self.workspace, manifest, EvidenceStore(evidence), data))
+
+    def admit(self, run: ArmedRun) -> None:
+        """Watch everything that a run needs; follow with a drained ``armed``.
+
+        Raises:
+            GuardError: a run of this id is armed, or the workspace is gone.
+        """
+        if run.run_id in self._runs:
+            raise GuardError(f"run {run.run_id} is armed already")
         self._check_root()
         if Reason.NOT_WATCHED in self._open and not self._runs:
             self._settle_down()
         self._attribution.revive()
-        run = ArmedRun(run_id, self.workspace, manifest, EvidenceStore(evidence), data)
-        self._runs[run_id] = run
+        self._runs[run.run_id] = run
         self._plan()
         self._watch_git()
         self._observer.verify()
@@ -709,6 +715,11 @@ class Guard:
     def busy(self) -> tuple[str, ...]:
         """Ids of armed runs."""
         return tuple(self._runs)
+
+    @property
+    def writers_unavailable(self) -> str | None:
+        """Why writers cannot be named here; None where they can."""
+        return self._attribution.why
 
     # -- small things ------------------------------------------------------------------------
 
