@@ -48,6 +48,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
     "audit": {},
     "watch": {},
     "guard": {},
+    "hook": {},
     "policy": {},
     "engine": {},
     "doctor": {},
