@@ -45,6 +45,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
     "reproduce": {},
     "verify": {},
     "alerts": {},
+    "alarm": {},
     "audit": {},
     "watch": {},
     "guard": {},

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sealrun.doctor import containers, machine, repository, rewriters, watching
+from sealrun.doctor import alarm, containers, machine, repository, rewriters, watching
 from sealrun.doctor.model import Check, Diagnosis, Grade, summarise
 from sealrun.errors import SealrunError
 from sealrun.git import Repository
@@ -45,6 +45,7 @@ def examine(places: Places, directory: Path) -> Diagnosis:
         machine.programs,
         lambda: machine.gpus(engine),
         repository.git_version,
+        lambda: alarm.told(places),
     ):
         checks += _carried_out(family)
     try:

@@ -1,0 +1,428 @@
+"""Who is told, and how: the user's own ``alarm.toml``.
+
+Rules that this module keeps:
+
+- The file is the user's, never the commit's: a commit must not choose who learns of it. It is
+  refused when anybody else can write it, and when it holds a secret that anybody else can read.
+- Unknown keys are errors; an error names the file and the line, and never repeats a value: a value
+  may be a secret.
+- A secret is a value in the file, a private file of its own (``…_file``) or a variable of the
+  environment (``…_env``); it is read when it is used and kept nowhere.
+- Pydantic is imported by reading alone: a run that has nothing to tell pays for none of this.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+
+from sealrun.alarm.bodies import FACILITIES
+from sealrun.alarm.notice import Kind
+from sealrun.alarm.schedule import Limit
+from sealrun.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+#: Bytes of the configuration, and of a file that holds a secret, at most.
+_LARGEST = 1 << 16
+_HINT = "docs: how-to guides, Be told. sealrun alarm show checks the file."
+_UNITS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|min|h|d)")
+
+
+class AlarmError(UsageError):
+    """The alarm is not set up as it should be; the message names the file and the line."""
+
+
+def _duration(value: object) -> object:
+    if isinstance(value, str) and (match := _DURATION.fullmatch(value.strip())):
+        return float(match[1]) * _UNITS[match[2]]
+    return value
+
+
+def _home(value: object) -> object:
+    return os.path.expanduser(value) if isinstance(value, str) else value  # noqa: PTH111 - Path.expanduser raises where there is no home
+
+
+Seconds = Annotated[float, BeforeValidator(_duration), Field(gt=0, le=30 * 86400)]
+Absolute = Annotated[str, BeforeValidator(_home), Field(pattern=r"^/", max_length=4096)]
+Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=200)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class Sending(_Section):
+    """``[sending]``: how patiently, and how much at once."""
+
+    messages: int = Field(
+        default=6, ge=1, le=1000, description="to people, in one interval; pages come on top of it"
+    )
+    per: Seconds = Field(
+        default=600.0, description="the interval; what is over the limit waits for it"
+    )
+    timeout: Seconds = Field(
+        default=10.0, le=60.0, description="for one try, from beginning to end"
+    )
+    retry: Seconds = Field(
+        default=2.0, description="until the second try; doubles up to five minutes"
+    )
+    give_up: Seconds = Field(default=86400.0, description="after which a notice is given up")
+
+
+class _Channel(_Section):
+    kinds: tuple[Kind, ...] = Field(
+        default=(Kind.PAGE, Kind.ABORTED, Kind.FAULT, Kind.REFUSED, Kind.FLAGGED, Kind.ALERT),
+        description="what this channel is told",
+    )
+    harmless: bool = Field(
+        default=False, description="also what leaves the run's number to its commit"
+    )
+
+
+class Webhook(_Channel):
+    """A POST to a URL."""
+
+    type: Literal["webhook"]
+    url: SecretStr | None = Field(default=None, description="where to; a secret")
+    url_file: Absolute | None = Field(default=None, description="private file that holds the URL")
+    url_env: Variable | None = Field(default=None, description="variable that holds the URL")
+    token: SecretStr | None = Field(
+        default=None, description="sent as Authorization: Bearer; a secret"
+    )
+    token_file: Absolute | None = Field(
+        default=None, description="private file that holds the token"
+    )
+    token_env: Variable | None = Field(default=None, description="variable that holds the token")
+    format: Literal["json", "slack", "discord", "ntfy"] = Field(
+        default="json", description="what the receiver understands"
+    )
+    ca_file: Absolute | None = Field(
+        default=None, description="certificates to trust instead of the system's"
+    )
+    proxy: SecretStr | None = Field(default=None, description="URL of an HTTP proxy")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Webhook:
+        _exactly_one(self, "url", at_least=1)
+        _exactly_one(self, "token", at_least=0)
+        return self
+
+
+class File(_Channel):
+    """One JSON object a line, appended to a file."""
+
+    type: Literal["file"]
+    path: Absolute = Field(description="absolute, or from ~")
+
+
+class Syslog(_Channel):
+    """The local log daemon."""
+
+    type: Literal["syslog"]
+    socket: Absolute = Field(default="/dev/log", description="of the daemon")
+    facility: str = Field(
+        default="user", description="user, daemon, auth, authpriv, cron, local0 to local7"
+    )
+    format: Literal["rfc3164", "rfc5424"] = Field(
+        default="rfc3164", description="what the daemon takes"
+    )
+
+    @model_validator(mode="after")
+    def _known(self) -> Syslog:
+        if self.facility not in FACILITIES:
+            raise ValueError(f"facility is one of {', '.join(FACILITIES)}")
+        return self
+
+
+class Apprise(_Channel):
+    """Mail, Slack, a phone, … through the apprise library (``pip install 'sealrun[apprise]'``)."""
+
+    type: Literal["apprise"]
+    url: SecretStr | None = Field(
+        default=None, description="apprise's URL of the service; a secret"
+    )
+    url_file: Absolute | None = Field(default=None, description="private file that holds the URL")
+    url_env: Variable | None = Field(default=None, description="variable that holds the URL")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Apprise:
+        _exactly_one(self, "url", at_least=1)
+        return self
+
+
+Channel = Annotated[Webhook | File | Syslog | Apprise, Field(discriminator="type")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=40)]
+
+
+class Settings(_Section):
+    """The whole file."""
+
+    sending: Sending = Field(default_factory=Sending)
+    channel: dict[Name, Channel] = Field(default_factory=dict)
+
+
+def _exactly_one(section: Webhook | Apprise, name: str, *, at_least: int) -> None:
+    names = (name, f"{name}_file", f"{name}_env")
+    given = [one for one in names if getattr(section, one) is not None]
+    if len(given) > 1 or len(given) < at_least:
+        wish = "exactly one" if at_least else "at most one"
+        raise ValueError(f"give {wish} of {', '.join(names)}")
+
+
+@dataclass(frozen=True)
+class Told:
+    """A channel with its name and how much it may be told.
+
+    Attributes:
+        limit: None for a channel that only machines read.
+    """
+
+    name: str
+    channel: Webhook | File | Syslog | Apprise
+    sending: Sending
+
+    @property
+    def limit(self) -> Limit | None:
+        """How many messages in how many seconds."""
+        if isinstance(self.channel, File | Syslog):
+            return None
+        return Limit(self.sending.messages, self.sending.per)
+
+    @property
+    def origin(self) -> str:
+        """Where it leads, without any secret."""
+        channel = self.channel
+        if isinstance(channel, File):
+            return channel.path
+        if isinstance(channel, Syslog):
+            return f"{channel.socket}, facility {channel.facility}"
+        if channel.url_env is not None:
+            return f"URL in the variable {channel.url_env}"
+        return f"URL in {channel.url_file or 'alarm.toml'}"
+
+    def wants(self, kind: Kind, *, harmless: bool) -> bool:
+        """Tell whether it is told something of this kind."""
+        if kind is Kind.TEST:
+            return True
+        return kind in self.channel.kinds and (self.channel.harmless or not harmless)
+
+
+def read(file: Path) -> tuple[Told, ...]:
+    """Return the channels of a configuration, in its order; none where there is no file.
+
+    Raises:
+        AlarmError: it cannot be read, is not private, or does not validate.
+    """
+    found = _content(file, "the alarm's configuration")
+    if found is None:
+        return ()
+    content, mode = found
+    try:
+        text = content.decode("utf-8")
+        values = tomllib.loads(text)
+    except UnicodeDecodeError as error:
+        raise AlarmError(f"{file}: not UTF-8 at byte {error.start}", hint=_HINT) from error
+    except tomllib.TOMLDecodeError as error:
+        raise AlarmError(f"{file}: {error}", hint="The file is TOML (toml.io).") from error
+    try:
+        settings = Settings.model_validate(values)
+    except ValidationError as error:
+        raise _invalid(error, text, file) from None
+    if mode & 0o077 and any(_holds_secret(one) for one in settings.channel.values()):
+        raise AlarmError(
+            f"{file} holds a secret and can be read by others (mode {mode & 0o777:04o})",
+            hint=f"chmod 600 {file}",
+        )
+    return tuple(
+        Told(name, channel, settings.sending) for name, channel in settings.channel.items()
+    )
+
+
+def secret(channel: Webhook | Apprise, name: str, environment: Mapping[str, str]) -> str | None:
+    """Return a secret of a channel, wherever it is kept; None where it has none.
+
+    Args:
+        channel: whose.
+        name: ``url`` or ``token``.
+        environment: where variables are looked up.
+
+    Raises:
+        AlarmError: it is kept somewhere where it is not, or where others can read it.
+    """
+    given = getattr(channel, name)
+    if isinstance(given, SecretStr):
+        return given.get_secret_value().strip()
+    variable = getattr(channel, f"{name}_env")
+    if variable is not None:
+        value = environment.get(variable, "").strip()
+        if not value:
+            raise AlarmError(
+                f"the variable {variable} is not set where sealrun was called",
+                hint=f"Set it for the loop, or keep the {name} in a file: {name}_file.",
+            )
+        return value
+    place = getattr(channel, f"{name}_file")
+    if place is None:
+        return None
+    file = Path(place)
+    found = _content(file, f"the file of the {name}")
+    if found is None:
+        raise AlarmError(f"{file} does not exist", hint=f"It has to hold the {name}.")
+    content, mode = found
+    if mode & 0o077:
+        raise AlarmError(
+            f"{file} holds a secret and can be read by others (mode {mode & 0o777:04o})",
+            hint=f"chmod 600 {file}",
+        )
+    value = content.decode("utf-8", "replace").strip()
+    if not value:
+        raise AlarmError(f"{file} is empty", hint=f"It has to hold the {name}.")
+    return value
+
+
+def address(channel: Webhook, environment: Mapping[str, str]) -> str:
+    """Return the URL of a webhook.
+
+    Raises:
+        AlarmError: it is no URL that can be posted to; the message does not repeat it.
+    """
+    url = secret(channel, "url", environment) or ""
+    try:
+        parts = urlsplit(url)
+        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        sound = False
+    if not sound or not url.isprintable() or not url.isascii() or " " in url:
+        raise AlarmError(
+            "the webhook's URL is none", hint="It begins with https:// (or http://) and a host."
+        )
+    return url
+
+
+def trouble(told: Told, environment: Mapping[str, str]) -> str | None:
+    """Return why a channel cannot be used as it is configured; None where it can be tried.
+
+    Args:
+        told: the channel.
+        environment: where the variables of secrets are looked up.
+    """
+    channel = told.channel
+    try:
+        if isinstance(channel, Webhook):
+            address(channel, environment)
+            secret(channel, "token", environment)
+        elif isinstance(channel, Apprise):
+            secret(channel, "url", environment)
+    except AlarmError as error:
+        return error.message
+    return None
+
+
+def variables(channels: Iterable[Told]) -> frozenset[str]:
+    """Return the names of the variables that hold secrets of these channels."""
+    return frozenset(
+        value
+        for one in channels
+        for key in ("url_env", "token_env")
+        if (value := getattr(one.channel, key, None)) is not None
+    )
+
+
+def _holds_secret(channel: Webhook | File | Syslog | Apprise) -> bool:
+    return any(
+        isinstance(getattr(channel, name, None), SecretStr) for name in ("url", "token", "proxy")
+    )
+
+
+def _content(file: Path, what: str) -> tuple[bytes, int] | None:
+    """Return bytes and mode of a file that nobody else can write; None where there is none."""
+    try:
+        # A FIFO in its place must not hold us up.
+        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise AlarmError(f"cannot read {file}: {error.strerror}", hint=_HINT) from error
+    try:
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode) or facts.st_size > _LARGEST:
+            raise AlarmError(f"{file} cannot be {what}: no file, or too large", hint=_HINT)
+        if facts.st_uid not in (os.geteuid(), 0) or facts.st_mode & 0o022:
+            raise AlarmError(
+                f"{file} can be written by others (mode {facts.st_mode & 0o777:04o})",
+                hint=f"Make it yours: chmod 600 {file}",
+            )
+        return os.read(descriptor, _LARGEST), facts.st_mode
+    except OSError as error:
+        raise AlarmError(f"cannot read {file}: {error.strerror}", hint=_HINT) from error
+    finally:
+        os.close(descriptor)
+
+
+def _invalid(error: ValidationError, text: str, file: Path) -> AlarmError:
+    problems: list[str] = []
+    for problem in error.errors(include_input=False, include_url=False):
+        # Of a union the location names the type too, which stands in no key of the file.
+        types = ("webhook", "file", "syslog", "apprise")
+        place = [str(part) for part in problem["loc"] if part != "[key]"]
+        if len(place) > 2 and place[0] == "channel" and place[2] in types:  # noqa: PLR2004 - channel, name, type
+            del place[2]
+        place = [part for part in place if not part.isdigit()]
+        line = _line_of(text, place)
+        where = f"{file}:{line}" if line else str(file)
+        dotted = ".".join(place)
+        if problem["type"] == "extra_forbidden":
+            problems.append(f"{where}: unknown key {dotted}")
+        else:
+            said = problem["msg"].removeprefix("Value error, ")
+            problems.append(f"{where}: {dotted}: {said}")
+    return AlarmError("; ".join(problems), hint=_HINT)
+
+
+def _line_of(text: str, place: list[str]) -> int | None:
+    """Return the line of a key, or of the nearest section above it."""
+    wanted = list(place)
+    while wanted:
+        section: list[str] = []
+        for number, line in enumerate(text.split("\n"), 1):
+            if header := re.match(r"\s*\[+([^\]]*)\]+", line):
+                section = [part.strip().strip("\"'") for part in header[1].split(".")]
+                if section == wanted:
+                    return number
+            elif (key := re.match(r"\s*([^=#]+?)\s*=", line)) and [
+                *section,
+                *(part.strip().strip("\"'") for part in key[1].split(".")),
+            ] == wanted:
+                return number
+        wanted.pop()
+    return None
+
+
+def describe() -> dict[str, type[BaseModel]]:
+    """Return each section's heading with its model, for the reference."""
+    return {
+        "[sending]": Sending,
+        '[channel.NAME], type = "webhook"': Webhook,
+        '[channel.NAME], type = "file"': File,
+        '[channel.NAME], type = "syslog"': Syslog,
+        '[channel.NAME], type = "apprise"': Apprise,
+    }
