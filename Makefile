@@ -19,7 +19,7 @@ demo: ## the founding story: a night bare, the same night through sealrun
 	$(BIN)/python examples/demo.py
 
 test: lint ## lint, then every test; soak tests as a sample
-	@.ci/setup engine
+	@.ci/setup engine tests
 	SEALRUN_SOAK=sample $(BIN)/python -m pytest
 
 lint: ## ruff, mypy and pyright
@@ -36,7 +36,7 @@ bench: ## every benchmark, each beside what it is compared with
 	done
 
 soak: ## every soak test at full size
-	@.ci/setup engine soak
+	@.ci/setup engine soak tests
 	SEALRUN_SOAK=full $(BIN)/python -m pytest -m soak --timeout 0
 
 docs: ## the manual as HTML, in docs/_build/html

@@ -1,0 +1,81 @@
+"""Runs techniques, each at most once in a session of tests, and adds up who was named."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mutations.detectors import Named, missing, named
+from mutations.scene import Scene, guard_process
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from mutations.scene import GuardedBy
+    from mutations.technique import Technique
+
+#: Share of techniques with a stated writer that have to be named for certain.
+SHARE = 0.95
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of one technique.
+
+    Attributes:
+        missing: what should have been found and was not.
+        named: None where the technique states no writer.
+    """
+
+    technique: Technique
+    missing: tuple[str, ...]
+    named: Named | None
+
+    @property
+    def misnamed(self) -> str | None:
+        """The wrong name that was given for certain, if one was."""
+        wrong = self.named is not None and self.named.how in ("live", "cached")
+        return self.named.text if self.named and wrong and not self.named.right else None
+
+
+def rehearse(technique: Technique, guarded_by: GuardedBy = guard_process) -> Result:
+    """Run one technique in a workspace of its own."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
+        Path(directory).chmod(0o755)  # other users have to come through
+        with Scene(Path(directory), guarded_by, _image(technique)) as scene:
+            seen = scene.observe(technique)
+    return Result(technique, missing(technique, seen), named(technique, seen))
+
+
+def _image(technique: Technique) -> str:
+    if technique.needs != "engine":
+        return ""
+    import _sandbox
+
+    return _sandbox.image(_sandbox.client())
+
+
+@dataclass
+class Rehearsals:
+    """Results by technique."""
+
+    guarded_by: GuardedBy = guard_process
+    _results: dict[str, Result] = field(default_factory=dict[str, Result])
+
+    def of(self, technique: Technique) -> Result:
+        """Return a technique's result; it runs at the first call."""
+        if technique.name not in self._results:
+            self._results[technique.name] = rehearse(technique, self.guarded_by)
+        return self._results[technique.name]
+
+    def share(self, techniques: Iterable[Technique]) -> tuple[float, str]:
+        """Return the share of stated writers that were named for certain, and what was not."""
+        stated = [one for one in map(self.of, techniques) if one.named is not None]
+        sure = [one for one in stated if one.named is not None and one.named.certain]
+        rest = [one for one in stated if one not in sure]
+        partial = sum(one.named is not None and one.named.how == "partial" for one in rest)
+        words = [f"{len(sure)} of {len(stated)} named, {partial} in part"]
+        words += [f"{one.technique.name}: {one.named and one.named.text}" for one in rest]
+        return len(sure) / max(1, len(stated)), "\n".join(words)
