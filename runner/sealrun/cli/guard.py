@@ -91,6 +91,7 @@ def _show(status: GuardStatus, *, json: bool) -> None:
         ("directories", f"{status.watches} of {status.directories} watched"),
         ("coverage", gaps or "complete"),
         ("guards runs", ", ".join(armed.run_id for armed in status.armed) or "none now"),
+        ("between runs", _standing(status)),
         ("remembers", f"{status.remembered} events on tracked files and git's state"),
         ("process", f"{status.pid}, sealrun {status.version}"),
         ("ends", f"after {status.idle_after / 3600:g} h without runs"),
@@ -98,3 +99,10 @@ def _show(status: GuardStatus, *, json: bool) -> None:
     for name, value in rows:
         table.add_row(Text(name, style="bold"), Text(visible(value)))
     screen.table(table)
+
+
+def _standing(status: GuardStatus) -> str:
+    standing = status.standing
+    if standing is None:
+        return "nothing yet: the first run or session begins it"
+    return f"{standing.files} files, {standing.mutations} states found"

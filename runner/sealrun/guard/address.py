@@ -24,13 +24,18 @@ def peer(connection: socket.socket) -> int:
     return _credentials(connection)[1]
 
 
+def peer_pid(connection: socket.socket) -> int:
+    """Return the pid of the process at the other end, as of its connecting."""
+    return _credentials(connection)[0]
+
+
 def is_stopped(connection: socket.socket) -> bool:
     """Tell whether the process at the other end is stopped (SIGSTOP) or traced into standing still.
 
     Returns:
         False also where the process cannot be seen from here.
     """
-    pid = _credentials(connection)[0]
+    pid = peer_pid(connection)
     try:
         # The name in the second field may hold anything, the last parenthesis included.
         state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0]

@@ -28,7 +28,7 @@ from sealrun.guard.messages import encode
 from sealrun.guard.mutations import Evidence, EvidenceStore, GitChange, Mutation, Rewrite
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from sealrun.guard.attribution import Attribution
     from sealrun.guard.coverage import Moment
@@ -222,7 +222,7 @@ class ArmedRun:
         if kind is None:
             self._as_expected(path, touched, events)
             return not found.torn
-        state = f"{kind}:{found.sha256}:{found.mode:o}"
+        state = state_of(kind, found)
         before = f"{self.manifest.algorithm}:{entry.digest}"
         after = f"{self.manifest.algorithm}:{found.digest}" if found.digest else None
         draft = replace(_draft(path, "tracked", kind, before, after), final=final, earlier=earlier)
@@ -243,18 +243,17 @@ class ArmedRun:
         kind = _data_difference(was, is_now, touched.events)
         if kind is None:
             return
-        found, mode = MISSING, 0
+        found = MISSING
         if is_now is not None and not stat.S_ISDIR(is_now[5]):
             directory, _, name = path.rpartition(b"/")
             try:
                 with Looker(directory or b"/") as looker:
                     found = looker.look(name, Manifest("raw-sha256", ()), None)
-                mode = found.mode
             except RootGone:
                 found = MISSING
         after = f"sha256:{found.sha256}" if found.sha256 else None
         draft = replace(_draft(path, "data", kind, None, after), final=final)
-        self._record(path, f"{kind}:{found.sha256}:{mode:o}", draft, found)
+        self._record(path, state_of(kind, found), draft, found)
 
     def place(self, path: bytes, area: str, kind: str, *, final: bool = False) -> None:
         """Record that a root moved, or that a mount came or went."""
@@ -299,6 +298,17 @@ class ArmedRun:
         self.git_changes += changes[:room]
 
     # -- reporting ---------------------------------------------------------------------------
+
+    @property
+    def recorded(self) -> int:
+        """How many records there are."""
+        return len(self._records)
+
+    def foreign_states(self) -> Iterator[tuple[bytes, str]]:
+        """Yield each path that is not as expected, with the state that was found last."""
+        for path, touched in self._touched.items():
+            if touched.current is not None:
+                yield path, touched.current
 
     def mutations(self) -> tuple[Mutation, ...]:
         """Return every record, in the order in which they were found."""
@@ -349,22 +359,28 @@ class ArmedRun:
             else:
                 self._publish(key, replace(again, count=known.count + 1, restored=False))
             return
-        if previous is not None and _grew(touched.growing, found):
+        if same:
+            return  # it stood so before, or found no room
+        if (path, previous) in self._records and _grew(touched.growing, found):
             # One write, still going on: its half-way state is not a version of its own.
-            half = self._records.pop((path, previous))
-            self._news.pop((path, previous), None)
-            touched.states[touched.states.index(previous)] = state
+            half = self._records.pop((path, str(previous)))
+            self._news.pop((path, str(previous)), None)
+            touched.states[touched.states.index(str(previous))] = state
             if half.evidence is not None:
                 self.store.drop(half.evidence.sha256)
             grown = replace(seen, number=half.number, first=half.first, count=half.count)
             self._publish(key, replace(grown, evidence=self._keep(found)))
             return
-        if len(touched.states) >= VERSIONS or len(self._records) >= RECORDS:
+        if not self._has_room(path):
             self.dropped += 1
             return
         touched.states.append(state)
         self._number += 1
         self._publish(key, replace(seen, number=self._number, evidence=self._keep(found)))
+
+    def _has_room(self, path: bytes) -> bool:
+        """Whether one more state of a path can be recorded."""
+        return len(self._touched[path].states) < VERSIONS and len(self._records) < RECORDS
 
     def _keep(self, found: Found) -> Evidence | None:
         if not found.sha256:
@@ -401,7 +417,7 @@ class ArmedRun:
                 )
                 mutation = replace(mutation, writer=writer, candidates=candidates)
                 self._records[key] = mutation
-            self.store.note(encode({"mutation": mutation}).decode("ascii").rstrip("\n"))
+            self.store.note(self.line(mutation))
             for subscriber in self.subscribers:
                 subscriber(mutation)
         for path in self._looked:
@@ -412,8 +428,18 @@ class ArmedRun:
                 touched.explained = position
         self._looked.clear()
 
+    @staticmethod
+    def line(mutation: Mutation) -> str:
+        """Return a mutation as a line of the journal."""
+        return encode({"mutation": mutation}).decode("ascii").rstrip("\n")
+
     def _whole(self, path: bytes) -> bytes:
         return path if path.startswith(b"/") else self.workspace + b"/" + path
+
+
+def state_of(kind: str, found: Found) -> str:
+    """Return what tells one foreign state of a path from another."""
+    return f"{kind}:{found.sha256}:{found.mode:o}"
 
 
 def difference(entry: Guarded, found: Found) -> str | None:

@@ -22,6 +22,7 @@ import threading
 from collections import OrderedDict, deque
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from sealrun.guard import fanotify
@@ -358,4 +359,10 @@ def _process(values: Sequence[Any]) -> Process:
     known = dict(zip((field.name for field in fields(Process)), values, strict=True))
     if known["cmdline"] is not None:
         known["cmdline"] = tuple(known["cmdline"])
-    return Process(**known)
+    return _shared(Process(**known))
+
+
+@lru_cache(maxsize=8192)
+def _shared(process: Process) -> Process:
+    """Return the first of equal processes: thousands of records share their parents."""
+    return process

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import sealrun
 from sealrun.errors import GuardError
 from sealrun.guard import messages
-from sealrun.guard.address import SOCKET, is_stopped, nearby, peer
+from sealrun.guard.address import SOCKET, is_stopped, nearby, peer, peer_pid
 from sealrun.guard.coverage import Coverage, Gap, Moment
 from sealrun.guard.filesystem import now
 from sealrun.guard.messages import PROTOCOL, Document, GuardStatus, decode, encode, path_text
@@ -58,6 +58,17 @@ _KEPT = ("HOME", "LOGNAME", "PATH", "SEALRUN_HOME", "TMPDIR", "TZ", "USER")
 
 class GuardLost(GuardError):
     """The guard went away while it was being spoken to."""
+
+
+class GuardStopped(GuardLost):
+    """The guard is there and stands still (SIGSTOP, or a debugger)."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(
+            f"the guard (process {pid}) is stopped and does not answer",
+            hint=f"kill -CONT {pid} lets it go on; then repeat the command. What was written meanwhile "
+            "is looked at then.",
+        )
 
 
 class GuardClient:
@@ -112,7 +123,13 @@ class GuardClient:
         return tuple(_understood(messages.happened, entry) for entry in answer)
 
     def arm(
-        self, run_id: str, manifest: Path, evidence: Path, extra_roots: Iterable[Path] = ()
+        self,
+        run_id: str,
+        manifest: Path,
+        evidence: Path,
+        extra_roots: Iterable[Path] = (),
+        *,
+        between: Path | None = None,
     ) -> Coverage:
         """Watch for a run; when this returns, every watch that can be is in place.
 
@@ -121,6 +138,9 @@ class GuardClient:
             manifest: file that ``write_manifest`` made; read once, now.
             evidence: directory for foreign bytes and the journal; made when first needed.
             extra_roots: files or directories outside the workspace, e.g. data mounts.
+            between: fresh evidence directory of the standing watch that ``disarm`` begins with this
+                manifest, in the same moment. A client that goes away without ``disarm`` leaves the
+                standing watch as it was, or begins it where there was none.
 
         Returns:
             Coverage at this moment. It may be incomplete already: too few watches.
@@ -135,6 +155,7 @@ class GuardClient:
             manifest=str(manifest.absolute()),
             evidence=str(evidence.absolute()),
             data=data,
+            between=None if between is None else str(between.absolute()),
         )
         coverage = _understood(messages.coverage, answer)
         self._runs[run_id] = (coverage, evidence)
@@ -153,6 +174,41 @@ class GuardClient:
         report = self._report("disarm", run_id)
         self._runs.pop(run_id, None)
         return report
+
+    def stand(self, manifest: Path, evidence: Path) -> Report | None:
+        """Let the guard watch between runs: every state of a listed file, its bytes, its writer.
+
+        The watch outlives this client and its guard. It replaces the one before and begins empty.
+
+        Args:
+            manifest: file that ``write_manifest`` made; read once, now.
+            evidence: fresh directory for the bytes and the journal; made when first needed.
+
+        Returns:
+            The last report of the watch that was replaced, up to this moment; None if there was none.
+
+        Raises:
+            GuardError: the manifest is malformed, or the workspace is gone.
+        """
+        answer = self._call(
+            "stand", manifest=str(manifest.absolute()), evidence=str(evidence.absolute())
+        )
+        return None if answer is None else _understood(messages.report, answer)
+
+    def between(self) -> Report | None:
+        """Return what happened since ``stand``, every write before this call included.
+
+        The records stay: only ``stand`` empties them. Where an earlier guard had begun the watch, they
+        are in the report and the time without a guard is a gap in its coverage.
+
+        Returns:
+            None where nobody called ``stand``.
+
+        Raises:
+            GuardLost: the guard went away; the next one goes on with the watch.
+        """
+        answer = self._call("between")
+        return None if answer is None else _understood(messages.report, answer)
 
     def follow(self, run_id: str) -> Iterator[Mutation]:
         """Yield each mutation as it is found, and each change of its record, until disarmed.
@@ -305,7 +361,7 @@ class _Link:
         deadline = time.monotonic() + patience
         while not select.select([self._socket], [], [], _LOOK)[0]:
             if is_stopped(self._socket):
-                raise GuardLost("the guard is stopped and does not answer")
+                raise GuardStopped(peer_pid(self._socket))
             if time.monotonic() > deadline:
                 raise GuardLost(f"the guard did not answer within {patience:.0f} s")
 
@@ -357,6 +413,8 @@ def find(workspace: Path, places: Places) -> GuardClient | None:
     """Connect to the guard of a workspace if one is running, whatever its version."""
     try:
         return GuardClient(places.guard(workspace.resolve()))
+    except GuardStopped:
+        raise
     except GuardLost:
         return None
 
@@ -393,6 +451,8 @@ def ensure(workspace: Path, places: Places, *, idle_after: float = IDLE) -> Guar
 def _connect(directory: Path) -> GuardClient | None:
     try:
         return GuardClient(directory)
+    except GuardStopped:
+        raise
     except GuardLost:
         return None
 

@@ -33,6 +33,7 @@ from sealrun.git import Git
 from sealrun.guard import observer as ob
 from sealrun.guard.armed import PAUSE, ArmedRun
 from sealrun.guard.attribution import Attribution
+from sealrun.guard.client import read_journal
 from sealrun.guard.content import Looker, RootGone
 from sealrun.guard.coverage import Coverage, Loss, Moment, gaps
 from sealrun.guard.filesystem import mount_of, mounts_below, now, read_mounts
@@ -40,6 +41,7 @@ from sealrun.guard.gitstate import GitPlaces, Snapshot, snapshot
 from sealrun.guard.messages import PROTOCOL, Armed, GuardStatus
 from sealrun.guard.mutations import EvidenceStore, GitState, Happened, Mutation, Report
 from sealrun.guard.observer import Event, Observer, Raw
+from sealrun.guard.standing import BETWEEN, Standing, StandingRun
 from sealrun.reasons import Reason
 
 if TYPE_CHECKING:
@@ -81,7 +83,9 @@ class Guard:
         self._queue: SimpleQueue[Raw | Callable[[], None]] = SimpleQueue()
         self._attribution = Attribution()
         self._observer = Observer(directory / "cookie", self._queue.put, self._attribution)
+        self._place = directory
         self._runs: dict[str, ArmedRun] = {}
+        self._standing: StandingRun | None = None
         self._losses: list[Loss] = []
         self._open: dict[Reason, Loss] = {}
         self._memory: deque[Happened] = deque(maxlen=MEMORY)
@@ -156,6 +160,7 @@ class Guard:
         self._attribution.start()
         self._observer.start()
         self._settle_down()
+        self._resume()
 
     def run(self) -> str:
         """Guard until asked to end, idle for long, or without a workspace; return why."""
@@ -171,7 +176,7 @@ class Guard:
                 else:
                     item()
             self._due()
-            self._name_writers(*self._runs.values())
+            self._name_writers(*self._watches)
         self._observer.stop()
         self._attribution.stop()
         return self._ended
@@ -205,7 +210,7 @@ class Guard:
         log.info("watching %d directories", self._observer.watched)
 
     def _patience(self) -> float:
-        unsettled = any(run.unsettled for run in self._runs.values())
+        unsettled = any(run.unsettled for run in self._watches)
         if self._rescan_due or self._waiting or self._git_due is not None or unsettled:
             return PAUSE / 2
         return 1.0 if self._awaited else min(TICK, max(0.1, self._idle_after))
@@ -286,13 +291,13 @@ class Guard:
             self._remember(self._memory, Happened(name, "tracked", event.words, now()))
         elif path.rpartition(b"/")[0] in self._new:
             self._remember(self._memory_new, Happened(name or path, "new", event.words, now()))
-        for run in self._runs.values():
+        for run in self._watches:
             if (name is not None and name in run.files) or run.is_data(path):
                 self._pending[path] = self._pending.get(path, 0) | mask
 
     def _note_below(self, directory: bytes, mask: int) -> None:
         name = directory[len(self.workspace) + 1 :] if self._inside(directory) else None
-        for run in self._runs.values():
+        for run in self._watches:
             if name is not None or directory == self.workspace:
                 for path in run.below(name or b""):
                     whole = self.workspace + b"/" + path
@@ -340,6 +345,7 @@ class Guard:
         if not self._pending:
             return
         pending, self._pending = self._pending, {}
+        self._active = time.monotonic()
         start = len(self.workspace) + 1
         try:
             with Looker(self.workspace) as looker:
@@ -347,7 +353,7 @@ class Guard:
                     self._look_at(looker, path, path[start:] if self._inside(path) else None, mask)
         except RootGone:
             self._check_root()
-        self._name_writers(*self._runs.values())
+        self._name_writers(*self._watches)
 
     def _look_at(self, looker: Looker, path: bytes, name: bytes | None, mask: int) -> None:
         words = tuple(word for bit, word in ob.WORDS if mask & bit)
@@ -356,7 +362,7 @@ class Guard:
         closed = bool(mask & (ob.CLOSED_WRITE | arrived))
         settled = closed or mask & _SETTLED
         waits: list[float] = []
-        for run in self._runs.values():
+        for run in self._watches:
             if name is not None and name in run.files:
                 pause = 0.0 if settled else run.pause(looker, name)
                 if pause or not run.examine(looker, name, words, closed=closed):
@@ -417,7 +423,7 @@ class Guard:
         later = snapshot(places) if places else None
         if self._git_now is not None and later is not None:
             changes = self._git_now.changes(later, now())
-            for run in self._runs.values():
+            for run in self._watches:
                 run.git_changed(changes)
         self._git_now = later
         if self._index_stale and not self._runs:
@@ -456,7 +462,7 @@ class Guard:
         self._watch_git()
         self._observer.verify()
         self._check_root()
-        for run in self._runs.values():
+        for run in self._watches:
             self._sweep(run, content=True)
         self._look_at_git()
         self._rescanned = time.monotonic()
@@ -483,7 +489,7 @@ class Guard:
                 min(self._read_at, time.monotonic()),
             )
             log.warning("the workspace does not stand at its path any more")
-        for run in self._runs.values():
+        for run in self._watches:
             run.place(self.workspace, "root", "moved")
 
     def _check_mounts(self) -> None:
@@ -499,7 +505,7 @@ class Guard:
                 {},
                 since=self._read_at,
             )
-            for run in self._runs.values():
+            for run in self._watches:
                 run.place(mount.point, "mount", kind, final=True)
             self._rescan_due = True
         self._mounts = mounts
@@ -615,7 +621,7 @@ class Guard:
         Raises:
             GuardError: a run of this id is armed, or the workspace is gone.
         """
-        if run.run_id in self._runs:
+        if run.run_id in self._runs or run.run_id == BETWEEN:
             raise GuardError(f"run {run.run_id} is armed already")
         self._check_root()
         if Reason.NOT_WATCHED in self._open and not self._runs:
@@ -675,6 +681,83 @@ class Guard:
             self._plan()
         return run
 
+    # -- between runs ------------------------------------------------------------------------
+
+    def stand(self, manifest: Manifest, evidence: Path) -> Report | None:
+        """Watch between runs from now on; call when drained.
+
+        Returns:
+            The last report of the standing watch that this one replaces; None if there was none.
+
+        Raises:
+            GuardError: the workspace is gone.
+        """
+        last = self.between()
+        self.renew(manifest, evidence, self._standing)
+        return last
+
+    def renew(self, manifest: Manifest, evidence: Path, before: ArmedRun | None) -> None:
+        """Begin a standing watch, in the place of any; call when drained.
+
+        Args:
+            manifest: what to watch for.
+            evidence: directory for what is found.
+            before: whose report was the last word so far.
+
+        Raises:
+            GuardError: the workspace is gone.
+        """
+        self._check_root()
+        if Reason.NOT_WATCHED in self._open and not self._runs:
+            self._settle_down()
+        self._attribution.revive()
+        standing = Standing(manifest, evidence, now(), self._root or (0, 0))
+        run = StandingRun(self.workspace, standing)
+        if self._standing is not None:
+            run.subscribers = self._standing.subscribers
+        run.store.begin_journal(())
+        self._stand(run)
+        if before is not None:
+            run.follow_on(before)
+        try:
+            standing.save(self._place)
+        except OSError as error:
+            log.warning("the standing watch will not outlive this guard: %s", error)
+
+    def between(self) -> Report | None:
+        """Report what happened since the standing watch began; None without one. Call when drained."""
+        return None if self._standing is None else self.report(BETWEEN)
+
+    @property
+    def stands(self) -> bool:
+        """Whether there is a standing watch."""
+        return self._standing is not None
+
+    def _stand(self, run: StandingRun) -> None:
+        self._standing = run
+        self._plan()
+        self._observer.verify()
+        self._account()
+        self._look_at_git()
+        run.git_before = self._git_now
+        run.take_stock(self._attribution.settle())
+
+    def _resume(self) -> None:
+        """Go on with what the guard before this one watched for; what came in between is found."""
+        try:
+            standing = Standing.load(self._place)
+        except GuardError as error:
+            log.warning("%s", error.message)
+            standing = None
+        if standing is None or standing.root != self._root:
+            Standing.forget(self._place)
+            return
+        run = StandingRun(self.workspace, standing)
+        self._stand(run)
+        run.restore(read_journal(standing.evidence, standing.since))
+        log.info("going on with the standing watch of %s", standing.evidence)
+        self._sweep(run, content=True)
+
     def subscribe(self, run_id: str, subscriber: Callable[[Mutation], None]) -> None:
         """Tell somebody of each mutation of a run, from the first on."""
         run = self._run(run_id)
@@ -703,10 +786,8 @@ class Guard:
             directories=self._observer.watched + len(self._observer.missing),
             kernel_watches=listed,
             coverage=self._coverage(self.watching_since, None),
-            armed=tuple(
-                Armed(run.run_id, run.since, len(run.files), len(run.mutations()))
-                for run in self._runs.values()
-            ),
+            armed=tuple(map(self._describe, self._runs.values())),
+            standing=self._describe(self._standing) if self._standing else None,
             remembered=len(self._memory) + len(self._memory_new),
             idle_after=self._idle_after,
         )
@@ -721,6 +802,15 @@ class Guard:
         """Why writers cannot be named here; None where they can."""
         return self._attribution.why
 
+    @staticmethod
+    def _describe(run: ArmedRun) -> Armed:
+        return Armed(run.run_id, run.since, len(run.files), run.recorded)
+
+    @property
+    def _watches(self) -> tuple[ArmedRun, ...]:
+        runs = tuple(self._runs.values())
+        return runs if self._standing is None else (*runs, self._standing)
+
     # -- small things ------------------------------------------------------------------------
 
     def _coverage(self, since: Moment, run: ArmedRun | None) -> Coverage:
@@ -731,7 +821,7 @@ class Guard:
         if run is not None and run.dropped:
             loss = Loss(
                 Reason.EVENTS_LOST,
-                "more foreign states than records are kept for",
+                "more states of files than records are kept for",
                 since.monotonic,
                 numbers={"dropped": run.dropped},
             )
@@ -754,7 +844,7 @@ class Guard:
             while directory and (whole := self.workspace + b"/" + directory) not in wanted:
                 wanted.add(whole)
                 directory = directory.rpartition(b"/")[0]
-        for run in self._runs.values():
+        for run in self._watches:
             wanted |= run.directories()
         for directory in self._wanted - wanted - self._git_directories:
             self._observer.uncover(directory)
@@ -764,6 +854,8 @@ class Guard:
             self._observer.cover(directory)
 
     def _run(self, run_id: str) -> ArmedRun:
+        if run_id == BETWEEN and self._standing is not None:
+            return self._standing
         try:
             return self._runs[run_id]
         except KeyError:

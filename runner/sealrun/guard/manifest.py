@@ -76,6 +76,11 @@ class Guarded:
     size: int
     digest: str
 
+    @property
+    def oid(self) -> str:
+        """The digest, as ``Listed`` calls it."""
+        return self.digest
+
 
 @dataclass(frozen=True)
 class Manifest:

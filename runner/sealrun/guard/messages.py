@@ -64,6 +64,7 @@ class GuardStatus:
         directories: directories that have to be watched.
         kernel_watches: watches that the kernel lists for the guard's descriptor (proc(5)).
         coverage: of the time since ``watching_since``.
+        standing: what it watches for between runs; None for nothing.
         idle_after: seconds without runs and calls after which the guard ends.
     """
 
@@ -78,6 +79,7 @@ class GuardStatus:
     kernel_watches: int
     coverage: Coverage
     armed: tuple[Armed, ...]
+    standing: Armed | None
     remembered: int
     idle_after: float
 
@@ -215,12 +217,16 @@ def status(data: Document) -> GuardStatus:
         directories=int(data["directories"]),
         kernel_watches=int(data["kernel_watches"]),
         coverage=coverage(data["coverage"]),
-        armed=tuple(
-            Armed(str(a["run_id"]), moment(a["since"]), int(a["files"]), int(a["mutations"]))
-            for a in data["armed"]
-        ),
+        armed=tuple(map(_armed, data["armed"])),
+        standing=None if data["standing"] is None else _armed(data["standing"]),
         remembered=int(data["remembered"]),
         idle_after=float(data["idle_after"]),
+    )
+
+
+def _armed(data: Document) -> Armed:
+    return Armed(
+        str(data["run_id"]), moment(data["since"]), int(data["files"]), int(data["mutations"])
     )
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from sealrun.guard.coverage import Coverage, Moment
@@ -202,9 +203,13 @@ class EvidenceStore:
     ) -> None:
         self.directory = directory
         self._per_file = per_file
-        self._left = per_run
+        #: Bytes that may still be kept.
+        self.left = per_run
+        #: Bytes of the journal that were written here.
+        self.noted = 0
         self._kept: dict[str, Evidence] = {}
         self._uses: Counter[str] = Counter()
+        self._made: set[str] = set()
 
     def keep(self, sha256: str, size: int, head: bytes) -> Evidence:
         """Keep the beginning of some content; the same content costs nothing the second time.
@@ -218,12 +223,16 @@ class EvidenceStore:
         known = self._kept.get(sha256)
         if known is not None:
             return known
-        data = head[: min(self._per_file, max(self._left, 0))]
+        data = head[: min(self._per_file, max(self.left, 0))]
         file = self._write(sha256, data, whole=len(data) == size) if data or not size else None
         evidence = Evidence(sha256, size, len(data) if file else 0, str(file) if file else None)
-        self._left -= evidence.kept
-        self._kept[sha256] = evidence
+        self.adopt(evidence)
         return evidence
+
+    def adopt(self, evidence: Evidence) -> None:
+        """Take over what was kept, here or by a guard that ended."""
+        self.left -= evidence.kept
+        self._kept[evidence.sha256] = evidence
 
     def drop(self, sha256: str) -> None:
         """Take back one ``keep``: the bytes were half of a write that went on."""
@@ -231,23 +240,39 @@ class EvidenceStore:
         if self._uses[sha256] > 0:
             return
         evidence = self._kept.pop(sha256, None)
-        if evidence is not None and evidence.file is not None:
-            self._left += evidence.kept
+        if evidence is not None and evidence.file in self._made:
+            # What stood there before is somebody else's evidence too.
+            self.left += evidence.kept
+            self._made.discard(evidence.file)
             with suppress(OSError):
                 os.unlink(evidence.file)  # noqa: PTH108 - a name, as records hold it
 
     def note(self, line: str) -> bool:
         """Append a line to the journal, which outlives the guard; False where it cannot be."""
+        return self._append(self.directory / JOURNAL, line.encode("ascii") + b"\n")
+
+    def begin_journal(self, lines: Iterable[str]) -> None:
+        """Put a journal of these lines alone in the place of the one so far."""
+        draft = self.directory / f".{secrets.token_hex(8)}"
+        self.noted = 0
+        with suppress(OSError):
+            if self._append(draft, b"".join(line.encode("ascii") + b"\n" for line in lines)):
+                draft.replace(self.directory / JOURNAL)
+
+    def _append(self, file: Path, data: bytes) -> bool:
         try:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            fd = os.open(self.directory / JOURNAL, flags, 0o600)
+            fd = os.open(file, flags, 0o600)
             try:
-                os.write(fd, line.encode("ascii") + b"\n")
+                view = memoryview(data)
+                while view:
+                    view = view[os.write(fd, view) :]
             finally:
                 os.close(fd)
         except OSError:
             return False
+        self.noted += len(data)
         return True
 
     def _write(self, sha256: str, data: bytes, *, whole: bool) -> Path | None:
@@ -266,6 +291,7 @@ class EvidenceStore:
             finally:
                 os.close(fd)
             draft.rename(target)
+            self._made.add(str(target))
         except OSError:
             with suppress(OSError):
                 draft.unlink()

@@ -4,7 +4,7 @@ Rules that this module keeps:
 
 - Only the guard's own user and root may call; the kernel says who calls (SO_PEERCRED, unix(7)).
 - A run belongs to the connection that armed it: when that closes, for whatever reason, the run is
-  disarmed.
+  disarmed. The standing watch belongs to nobody: it goes on.
 - A connection's thread waits; the guard's own thread never waits for a client.
 """
 
@@ -28,8 +28,9 @@ from sealrun.guard.messages import LONGEST, PROTOCOL, Document, decode, encode, 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from sealrun.guard.armed import ArmedRun
     from sealrun.guard.core import Guard
-    from sealrun.guard.mutations import Mutation
+    from sealrun.guard.mutations import Mutation, Report
 
 log = logging.getLogger("sealrun.guard")
 
@@ -91,7 +92,7 @@ class _Conversation:
     def __init__(self, guard: Guard, stream: Any) -> None:  # noqa: ANN401 - BufferedRWPair
         self._guard = guard
         self._stream = stream
-        self._mine: set[str] = set()
+        self._mine: dict[str, Path | None] = {}
         self._calls: dict[str, Callable[[Document], Any]] = {
             "hello": self._hello,
             "stop": self._stop,
@@ -100,6 +101,8 @@ class _Conversation:
             "drain": self._drain,
             "disarm": self._disarm,
             "history": self._history,
+            "stand": self._stand,
+            "between": self._between,
         }
 
     def hold(self) -> None:
@@ -114,9 +117,9 @@ class _Conversation:
                     return
                 self._answer(call)
         finally:
-            for run_id in self._mine:
+            for run_id, between in self._mine.items():
                 log.info("run %s: its client went away", run_id)
-                self._guard.call(partial(self._end, run_id))
+                self._guard.drained(partial(self._abandon, run_id, between))
 
     def _answer(self, call: Document) -> None:
         work = self._calls.get(str(call.get("call")))
@@ -164,7 +167,8 @@ class _Conversation:
         data = [os.path.realpath(path_bytes(root)) for root in call["data"]]
         evidence = Path(str(call["evidence"]))
         self._guard.call(lambda: self._guard.arm(run_id, manifest, evidence, data)).result()
-        self._mine.add(run_id)
+        between = call.get("between")
+        self._mine[run_id] = None if between is None else Path(str(between))
         return self._guard.drained(lambda: self._guard.armed(run_id)).result()
 
     def _drain(self, call: Document) -> Any:  # noqa: ANN401 - encoded at once
@@ -172,19 +176,43 @@ class _Conversation:
 
     def _disarm(self, call: Document) -> Any:  # noqa: ANN401 - encoded at once
         run_id = str(call["run"])
-        report = self._drain(call)
-        self._guard.call(lambda: self._end(run_id)).result()
-        self._mine.discard(run_id)
+        between = self._mine.get(run_id)
+
+        def end() -> Report:
+            # One step: no write falls between the run and the standing watch.
+            report = self._guard.report(run_id)
+            run = self._end(run_id)
+            if run is not None and between is not None:
+                self._guard.renew(run.manifest, between, run)
+            return report
+
+        report = self._guard.drained(end).result()
+        self._mine.pop(run_id, None)
         return report
+
+    def _abandon(self, run_id: str, between: Path | None) -> None:
+        # Nobody was told what the standing watch saw; it is not begun anew.
+        run = self._end(run_id)
+        if run is not None and between is not None and not self._guard.stands:
+            self._guard.renew(run.manifest, between, None)
+
+    def _stand(self, call: Document) -> Any:  # noqa: ANN401 - encoded at once
+        manifest = read_manifest(Path(str(call["manifest"])))
+        evidence = Path(str(call["evidence"]))
+        return self._guard.drained(lambda: self._guard.stand(manifest, evidence)).result()
+
+    def _between(self, _: Document) -> Any:  # noqa: ANN401 - encoded at once
+        return self._guard.drained(self._guard.between).result()
 
     def _history(self, call: Document) -> Any:  # noqa: ANN401 - encoded at once
         since = float(call["since"])
         return self._guard.drained(lambda: self._guard.history(since)).result()
 
-    def _end(self, run_id: str) -> None:
+    def _end(self, run_id: str) -> ArmedRun | None:
         run = self._guard.disarm(run_id)
         for end in _ends.pop(run_id, []) if run is not None else []:
             end()
+        return run
 
     def _follow(self, call: Document) -> None:
         """Push mutations until the run is disarmed or the client goes."""
