@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import py_compile
+import struct
 import subprocess
 import sys
 import threading
@@ -14,9 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from _cli import Cli
 from _guard import eventually
+from sealrun.importable import Surroundings
+from sealrun.sessions import Sessions
+from sealrun.watch.bytecode import Bytecode, Judgement, parse
+from sealrun.watch.sink import Sink
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -284,15 +291,16 @@ EXTRAS = {
 }
 
 
-@pytest.mark.parametrize("path", EXTRAS)
-def test_each_extra_file_that_could_run_is_told(watch: Callable[..., Watching], path: str) -> None:
+def test_each_extra_file_that_could_run_is_told(watch: Callable[..., Watching]) -> None:
     """Whether or not git ignores it, an extra file that could be imported or read is told."""
-    role, content = EXTRAS[path]
     watching = watch()
-    watching.sh(f"mkdir -p {Path(path).parent} && echo '{content}' > {path}")
-    watching.detected(path, "created", "extra-file", role)
+    for path, (_, content) in EXTRAS.items():
+        watching.sh(f"mkdir -p {Path(path).parent} && echo '{content}' > {path}")
+    for path, (role, _) in EXTRAS.items():
+        watching.detected(path, "created", "extra-file", role)
     reasons = [r["reason"] for r in watching.end(120)["reasons"]]
     assert reasons == ["extra-file"]
+    assert len(watching.detections()) == len(EXTRAS)
 
 
 def test_a_baseline_is_noted_unless_it_shadows(watch: Callable[..., Watching], repo: Repo) -> None:
@@ -613,3 +621,165 @@ def test_a_directory_that_is_not_there_is_a_usage_error(repo: Repo, tmp_path: Pa
     """Status 2, and no stream."""
     done = Cli(repo.path, tmp_path / "home")("watch", "--jsonl", "nowhere", status=2)
     assert done.stdout == ""
+
+
+# -- whose change it is ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def agent(repo: Repo, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A shell that leads a session on record, and runs what is written to it."""
+    process = subprocess.Popen(["bash"], stdin=subprocess.PIPE, cwd=repo.path)
+    Sessions.of(Cli(repo.path, tmp_path / "home").places, None).begin(process.pid, ("bash",))
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_what_the_loop_itself_changes_is_no_mutation(
+    watch: Callable[..., Watching], agent: subprocess.Popen[bytes]
+) -> None:
+    """Edits, new modules and commits of a session are the loop's; the verdict notes what stands."""
+    watching = watch()
+    assert agent.stdin is not None
+    agent.stdin.write(
+        b"echo 'SCALAR_LR = 0.4' > train.py; echo 'x = 1' > helper.py;"
+        b"git -c user.name=a -c user.email=a@b.c commit -qam idea; touch ../done\n"
+    )
+    agent.stdin.flush()
+    eventually((watching.root.parent / "done").exists)
+    verdict = watching.end(0)
+    assert watching.detections() == []
+    assert {note["was"] for note in verdict["notes"]} == {"changed by the loop itself"}
+
+
+def test_a_formatter_in_the_session_is_foreign(
+    watch: Callable[..., Watching], agent: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    """A program that is foreign whoever starts it is told, and so is whoever is not in the session."""
+    (tmp_path / "black").write_text("#!/bin/sh\nsed -i s/0.5/0.3/ train.py\n")
+    (tmp_path / "black").chmod(0o755)
+    watching = watch()
+    assert agent.stdin is not None
+    agent.stdin.write(f"{tmp_path}/black train.py\n".encode())
+    agent.stdin.flush()
+    watching.detected("train.py", "modified")
+    watching.sh("echo 'WIDTH = 65' > pkg/model.py")
+    watching.detected("pkg/model.py", "modified")
+    reasons = [r["reason"] for r in watching.end(120)["reasons"]]
+    assert reasons == ["edit-foreign"]
+
+
+# -- the parts -------------------------------------------------------------------------------------
+
+
+def test_names_say_what_could_be_imported() -> None:
+    """Each name has its role, and a shadow is one where the import system would prefer it."""
+    around = Surroundings([b"train.py", b"pkg/__init__.py", b"pkg/a.py", b"t/run.sh"], {"torch"})
+
+    def judged(path: bytes) -> tuple[str, str | None] | None:
+        extra = around.judge(path)
+        return None if extra is None else (extra.role.value, extra.shadows)
+
+    assert judged(b"train/__init__.py") == ("module", "train.py")
+    assert judged(b"train.cpython-311-x86_64-linux-gnu.so") == ("extension-module", "train.py")
+    assert judged(b"train.pyc") == ("sourceless-bytecode", None)
+    assert judged(b"pkg/__init__.abi3.so") == ("extension-module", "pkg/__init__.py")
+    assert judged(b"pkg.py") == ("module", None)
+    assert judged(b"random.py") == ("module", "the standard library's random")
+    assert judged(b"pkg/random.py") == ("module", None)
+    assert judged(b"sys.py") == ("module", None)
+    assert judged(b"torch/__init__.py") == ("module", "the installed torch")
+    assert judged(b"sitecustomize/__init__.py") == ("startup-hook", None)
+    assert judged(b"t/new.sh") == ("source", None)
+    assert judged(b"new.sh") is None
+    assert judged(b"runs/2026-11-21/train.py") is None
+    assert judged(b".claude/worktrees/a/pyproject.toml") is None
+    assert judged(b"run.log") is judged(b"results.tsv") is judged(b"ckpt/config.json") is None
+    assert judged(b"uv.lock") == ("configuration", None)
+
+
+@given(st.binary(max_size=400))
+def test_made_up_bytecode_is_read_without_harm(data: bytes) -> None:
+    """Whatever a file of bytecode holds, reading it ends, in a digest or in a refusal."""
+    with suppress(ValueError, IndexError):
+        assert len(parse(data, (3, 11))) == 32
+
+
+def test_bytecode_that_unfolds_without_end_is_read_at_once() -> None:
+    """References back to large parts cost nothing: each part is hashed once."""
+    # A tuple of two references to the one before it, sixty times over.
+    data = b"\xa9\x02NN"
+    for number in range(60):
+        data = b"\xa9\x02" + data + b"r" + (60 - number).to_bytes(4, "little")
+    assert len(parse(data, (3, 11))) == 32
+
+
+def test_bytecode_of_an_interpreter_that_is_not_here_is_not_taken_for_a_match(
+    repo: Repo,
+) -> None:
+    """It is ``unverified``, and counts as a forgery as soon as it changes while its source does not."""
+    repo.write({"a.py": "x = 1\n"})
+    status = (repo.path / "a.py").stat()
+    head = struct.pack("<IIII", 1, 0, int(status.st_mtime), status.st_size)
+    repo.write({"__pycache__/a.cpython-399.pyc": head + b"N"})
+    judge = Bytecode(repo.path)
+    assert judge.judge(b"__pycache__/a.cpython-399.pyc").judgement is Judgement.UNVERIFIED
+    repo.write({"__pycache__/b.cpython-399.pyc": head + b"N"})
+    assert judge.judge(b"__pycache__/b.cpython-399.pyc").judgement is Judgement.UNUSED
+    judge.close()
+
+
+def test_unverified_bytecode_that_changes_alone_is_told(
+    watch: Callable[..., Watching], repo: Repo
+) -> None:
+    """One source, one interpreter, one bytecode: another one under the same header is forged."""
+    status = (repo.path / "train.py").stat()
+    head = struct.pack("<IIII", 1, 0, int(status.st_mtime), status.st_size)
+    repo.write({"__pycache__/train.cpython-399.pyc": head + b"N"})
+    watching = watch()
+    assert watching.detections() == []
+    repo.write({"__pycache__/train.cpython-399.pyc": head + b"T"})
+    watching.detected("__pycache__/train.cpython-399.pyc", "forged-bytecode")
+    watching.end(120)
+
+
+def test_a_reader_that_stands_still_blocks_nobody(tmp_path: Path) -> None:
+    """What does not fit into the pipe goes to a file, in order, and closing ends."""
+    readable, writable = os.pipe()
+    sink = Sink(writable, tmp_path / "spill")
+    lines = [f"{number:06d} {'x' * 200}" for number in range(2000)]
+    for line in lines:
+        sink.put(line)
+    missed = sink.close(patience=0.5)
+    os.set_blocking(readable, False)
+    read = os.read(readable, 1 << 20).decode().split("\n")
+    spilled = (tmp_path / "spill").read_text().splitlines()
+    assert missed == len(spilled) > 0
+    whole = read[:-1]
+    assert whole + spilled == lines
+    os.close(readable)
+
+
+def test_a_reader_that_went_away_gets_its_lines_in_a_file(tmp_path: Path) -> None:
+    """A closed pipe ends the writing, not the keeping."""
+    readable, writable = os.pipe()
+    os.close(readable)
+    sink = Sink(writable, tmp_path / "spill")
+    for number in range(10):
+        sink.put(str(number))
+    assert sink.close() == 10
+    assert (tmp_path / "spill").read_text().split() == [str(number) for number in range(10)]
+
+
+def test_a_storm_is_told_or_said_to_be_lost(watch: Callable[..., Watching]) -> None:
+    """Many writers at once: every file that stands changed is told, whatever events were lost."""
+    watching = watch()
+    watching.sh("for i in $(seq 300); do echo x > pkg/new$i.py; echo $i > train.py; done")
+    watching.end(120)
+    final = {d["path"] for d in watching.detections(final=True)}
+    wanted = {
+        watching.root / "train.py",
+        *(watching.root / f"pkg/new{i}.py" for i in range(1, 301)),
+    }
+    assert final == {os.fspath(path) for path in wanted}

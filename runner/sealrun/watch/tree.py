@@ -96,6 +96,8 @@ class WatchedTree(ArmedRun):
         self._baseline: dict[bytes, Guarded] = {}
         self._environments: dict[bytes, Environment] = {}
         self._cached: dict[bytes, tuple[Identity | None, Identity | None, Cached]] = {}
+        # Bytecode that could not be verified, as it was first seen for one state of its source.
+        self._first: dict[bytes, Cached] = {}
         self._marks: dict[bytes, Identity | None] = {}
         # By absolute path: what was there at the start, for finding what stood below a directory.
         self._known: list[bytes] = []
@@ -417,9 +419,10 @@ class WatchedTree(ArmedRun):
         if judged.judgement is Judgement.UNVERIFIED:
             self.unverified.add(path)
             # One source, one interpreter, one bytecode: an honest one does not change alone.
-            old = before[2] if before is not None else None
-            bad = old is not None and old.header == judged.header and old.digest != judged.digest
-            bad = bad or (touched.current or "").endswith(judged.digest)
+            first = self._first.get(path)
+            if first is None or first.header != judged.header:
+                first = self._first[path] = judged
+            bad = first.digest != judged.digest
         else:
             self.unverified.discard(path)
         if not bad:

@@ -28,22 +28,35 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from sealrun.errors import GuardError, ObjectCorrupt, SealrunError
 from sealrun.guard.core import Guard
+from sealrun.guard.filesystem import read_mounts
+from sealrun.policy import FOREIGN_TOOLS
 from sealrun.reasons import Reason
-from sealrun.state import Places, private
+from sealrun.sessions import Sessions
+from sealrun.state import Places, private, repository_id
 from sealrun.watch.expected import Expected, of, verify_objects
 from sealrun.watch.stream import Conclusion, Detection
 from sealrun.watch.tree import BEHIND, RUN, WatchedTree
+from sealrun.whose import of_mutation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future
 
     from sealrun.guard import Mutation, Report
+    from sealrun.guard.filesystem import Mount
+    from sealrun.sessions import Session
 
 T = TypeVar("T")
 log = logging.getLogger("sealrun.watch")
 #: Seconds between two comparisons: at least, at most, and as a multiple of what one costs.
 SOON, LATE, SHARE = 2.0, 60.0, 100
+#: Seconds for which the list of sessions is not read again.
+FRESH = 1.0
+#: What the loop may change without that being a mutation: not bytecode behind a source's back, and
+#: nothing that shows it other objects than its own.
+OWN = frozenset(
+    {"tracked", "extra", "environment", "link", "head", "index", "hooks", "info", "configuration"}
+)
 #: Seconds after which Python hands over between threads (sys.setswitchinterval).
 SWITCH = 0.0005
 #: Nice value where we may choose it, as the guard process has it.
@@ -73,6 +86,11 @@ class Watch:
         self._guard: Guard | None = None
         self._tree: WatchedTree | None = None
         self._thread: threading.Thread | None = None
+        self._places = places
+        self._sessions: tuple[Session, ...] = ()
+        self._sessions_read = float("-inf")
+        self._own: list[bytes] = []
+        self._mounts: tuple[Mount, ...] = ()
         self._cost = 0.0
         self._failure = ""
 
@@ -124,6 +142,7 @@ class Watch:
         waits = select.poll()
         waits.register(stdin, select.POLLIN)
         waits.register(told_to_end, select.POLLIN)
+        self._mounts_changed()
         mounts = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
         waits.register(mounts, select.POLLPRI)
         due = time.monotonic() + self._pause()
@@ -134,9 +153,9 @@ class Watch:
                     return
                 if stdin in ready and not _continues(stdin, waits):
                     return
-                if mounts in ready:
-                    os.pread(mounts, 1, 0)
-                if mounts in ready or time.monotonic() >= due:
+                # Others mount all the time, containers first of all.
+                moved = mounts in ready and self._mounts_changed()
+                if moved or time.monotonic() >= due:
                     self._compare()
                     due = time.monotonic() + self._pause()
         except GuardError:
@@ -182,6 +201,17 @@ class Watch:
                 self._await(guard.call(lambda: tree.place(place, "root", "moved")))
         return report
 
+    def _mounts_changed(self) -> bool:
+        """Whether what is mounted at, above or below the workspace is not what it was."""
+        root = os.fsencode(self._running_expected().workspace) + b"/"
+        found = tuple(
+            mount
+            for mount in read_mounts()
+            if mount.point.startswith(root) or root.startswith(mount.point.rstrip(b"/") + b"/")
+        )
+        before, self._mounts = self._mounts, found
+        return found != before
+
     def _last_comparison(self) -> Report:
         guard, tree = self._running(), self._tree
         assert tree is not None  # noqa: S101 - start() made both
@@ -190,7 +220,9 @@ class Watch:
         report = self._compare()
 
         def end() -> None:
-            standing = list(tree.standing())
+            standing = [self._classified(mutation) for mutation in tree.standing()]
+            self._own = [self._detection(m).path for m in standing if self._is_own(m)]
+            standing = [mutation for mutation in standing if not self._is_own(mutation)]
             numbers = {mutation.number for mutation in standing}
             news, self._final = self._final or [], None
             for detection in news:
@@ -224,6 +256,9 @@ class Watch:
         if self._told.get(mutation.number, 0) >= mutation.count:
             return
         self._told[mutation.number] = mutation.count
+        mutation = self._classified(mutation)
+        if self._is_own(mutation):
+            return
         detection = self._detection(mutation)
         if self._final is not None:
             self._final.append(detection)
@@ -231,6 +266,28 @@ class Watch:
             self._held.append(replace(detection, at_start=True))
         else:
             self._say(detection)
+
+    def _classified(self, mutation: Mutation) -> Mutation:
+        """Return a mutation with its writer's class, by the sessions on record."""
+        if time.monotonic() - self._sessions_read > FRESH:
+            self._sessions = self._read_sessions()
+            self._sessions_read = time.monotonic()
+        whose = of_mutation(mutation, self._sessions, FOREIGN_TOOLS)
+        return replace(mutation, writer=replace(mutation.writer, kind=whose.category))
+
+    def _read_sessions(self) -> tuple[Session, ...]:
+        repository = self._running_expected().repository
+        try:
+            known = repository and repository_id(repository.common_dir, create=False)
+            return Sessions.of(self._places, known or None).all()
+        except (SealrunError, OSError) as error:
+            log.warning("sessions cannot be read, so every writer is unknown: %s", error)
+            return ()
+
+    @staticmethod
+    def _is_own(mutation: Mutation) -> bool:
+        """Whether the loop itself made a change that is a loop's to make."""
+        return mutation.writer.kind == "loop" and mutation.area in OWN
 
     def _detection(self, mutation: Mutation) -> Detection:
         tree = self._tree
@@ -264,6 +321,8 @@ class Watch:
             for path in sorted(expected.hidden):
                 shown = os.fsdecode(self._as_named(tree.workspace + b"/" + path))
                 notes.append({"path": shown, "was": "hidden from git by an index flag"})
+            own = "changed by the loop itself"
+            notes += [{"path": os.fsdecode(path), "was": own} for path in self._own]
             for name in sorted(tree.outside):
                 words = f"the tracked link {os.fsdecode(name)} leads to a directory that no commit holds"
                 trouble.append((Reason.NOT_WATCHED, words))
