@@ -5,8 +5,9 @@ Rules that this module keeps:
 - No hooks, filters, fsmonitor, external diffs, replace refs, lazy fetches, prompts, pagers or
   optional locks: the environment and the command line of every call switch them off (git(1),
   gitprotocol in git-config(1)).
-- The user's and the system's configuration are not read; the repository's own is, because it says
-  where things are (worktrees, object format, alternates).
+- The user's and the system's configuration are not read (but for how files are checked out, see
+  ``checkout.py``); the repository's own is, because it says where things are (worktrees, object
+  format, alternates).
 - Output is bytes: paths need not be UTF-8.
 - Git's answers are *claims*; ``tree.py`` re-hashes what matters.
 """
@@ -17,8 +18,12 @@ import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sealrun.errors import Fault, ObjectCorrupt, RepositoryError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 #: Where the commits of runs are pinned, and snapshots live.
 RUN_REFS = "refs/sealrun/runs/"
@@ -78,14 +83,19 @@ class Git:
         self.directory = directory
 
     def popen(
-        self, *arguments: str, extra: dict[str, str] | None = None
+        self, *arguments: str, extra: Mapping[str, str | None] | None = None
     ) -> subprocess.Popen[bytes]:
-        """Start a git call with pipes on its standard input, output and error."""
+        """Start a git call with pipes on its standard input, output and error.
+
+        Args:
+            extra: what its environment has besides ours; None takes a variable out.
+        """
+        changed = environment() | dict(extra or {})
         try:
             return subprocess.Popen(
                 ["git", *_OPTIONS, *arguments],
                 cwd=self.directory,
-                env=environment() | (extra or {}),
+                env={name: value for name, value in changed.items() if value is not None},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -98,7 +108,7 @@ class Git:
             ) from error
 
     def attempt(
-        self, *arguments: str, stdin: bytes = b"", extra: dict[str, str] | None = None
+        self, *arguments: str, stdin: bytes = b"", extra: Mapping[str, str | None] | None = None
     ) -> tuple[int, bytes, bytes]:
         """Run a git call; return its status, standard output and standard error."""
         with self.popen(*arguments, extra=extra) as process:
@@ -106,7 +116,7 @@ class Git:
         return process.returncode, output, errors
 
     def run(
-        self, *arguments: str, stdin: bytes = b"", extra: dict[str, str] | None = None
+        self, *arguments: str, stdin: bytes = b"", extra: Mapping[str, str | None] | None = None
     ) -> bytes:
         """Run a git call that must succeed; return its standard output.
 

@@ -6,41 +6,56 @@ Rules that this module keeps:
   with its times put back is clean to git).
 - Files are opened relative to directories that were opened without following links, so a directory
   swapped for a link to a copy is a difference.
-- What git would have checked out counts: line endings that the commit's attributes ask for are not
-  a difference, nor is the executable bit where the repository says that it means nothing here.
+- What git would have checked out counts (``conversion.py``): a file is equal when it is its blob, or
+  what git writes for that blob under the commit's attributes, to the byte.
+- Where only a setting of this machine makes a file equal, the comparison names the setting; what
+  cannot be judged without running a filter is a difference that says so.
+- The guard expects, and ``compare`` accepts, what one and the same function judged.
 - Nothing is written, and no configured filter or hook runs.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import stat
-import tempfile
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from sealrun.tree import EXECUTABLE, FILE, SYMLINK, blob_id
+from sealrun.checkout import Checkout
+from sealrun.conversion import LFS, Judged, Judgement, Standing, judge
+from sealrun.tree import EXECUTABLE, FILE, SYMLINK
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
+    from sealrun.conversion import Rule, Setting
     from sealrun.git import Repository
     from sealrun.tree import CommittedTree, Entry
 
 _CHUNK = 1 << 20
 #: Bytes of a file's content that a shown diff may be made from.
 DIFF_LIMIT = 1 << 20
+#: Bytes of a blob, and of the file beside it, that a conversion is computed for.
+CONVERSION_LIMIT = 1 << 28
+#: How much longer than its blob a file can be that git wrote: four bytes a character, and ``$Id$``
+#: with an id of 64 digits in it.
+_GROWTH, _MARK = 72, 4096
 
 
 class Kind(StrEnum):
-    """How a path differs from the commit."""
+    """How a path differs from the commit.
+
+    ``CONVERTED_OTHERWISE``: git would store the committed bytes for it, but checks out others.
+    ``NOT_COMPARABLE``: what git would have written here is known only by running a filter.
+    """
 
     MODIFIED = "modified"
+    CONVERTED_OTHERWISE = "converted otherwise than git would"
+    NOT_COMPARABLE = "not comparable"
     DELETED = "deleted"
     TYPE_CHANGED = "type-changed"
     MODE_CHANGED = "mode-changed"
@@ -53,11 +68,24 @@ class Difference:
 
     Attributes:
         hidden: an index flag (assume-unchanged, skip-worktree) keeps git from showing it.
+        why: what the kind rests on, in words, where that is not plain.
     """
 
     path: bytes
     kind: Kind
     hidden: bool = False
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Configured:
+    """Paths that are as checked out only because of a setting that is not in the commit.
+
+    Anybody who can write the repository's or the user's configuration can make one.
+    """
+
+    setting: Setting
+    paths: tuple[bytes, ...]
 
 
 @dataclass(frozen=True)
@@ -67,11 +95,13 @@ class Comparison:
     Attributes:
         files: how many paths were compared.
         size: how many bytes were read.
+        configured: equalities that rest on git's configuration here.
     """
 
     differences: tuple[Difference, ...]
     files: int
     size: int
+    configured: tuple[Configured, ...] = ()
 
 
 def compare(tree: CommittedTree, repository: Repository) -> Comparison:
@@ -88,8 +118,11 @@ def compare(tree: CommittedTree, repository: Repository) -> Comparison:
             found += reader.directory(root, parent, entries)
     finally:
         os.close(root)
-    found = _without_modes(_without_conversions(found, tree, repository), repository)
-    return Comparison(tuple(_with_flags(found, repository)), len(tree.entries), reader.size)
+    if not found:
+        return Comparison((), len(tree.entries), reader.size)
+    look = _SecondLook(tree, repository)
+    differences = tuple(look.at(found))
+    return Comparison(differences, len(tree.entries), reader.size, look.configured())
 
 
 def _by_directory(entries: Sequence[Entry]) -> Iterator[tuple[bytes, list[tuple[bytes, Entry]]]]:
@@ -200,143 +233,200 @@ def open_directory(root: int, path: bytes) -> int:
     return current
 
 
-def _with_flags(found: list[Difference], repository: Repository) -> Iterator[Difference]:
-    """Mark what index flags hide; drop what a sparse checkout left out on purpose."""
-    if not found:
-        return
-    flags = {
-        line[2:]: line[:1]
-        for line in repository.git.run("ls-files", "-v", "-z").split(b"\0")
-        if line
-    }
-    # The flag alone proves nothing: anybody can set it on a file and remove the file.
-    sparse = repository.git.attempt("config", "--type=bool", "--get", "core.sparseCheckout")[1]
-    for difference in found:
-        flag = flags.get(difference.path, b"H")
-        skipped = flag in (b"S", b"s")
-        if skipped and difference.kind is Kind.DELETED and sparse.strip() == b"true":
-            continue
-        yield Difference(difference.path, difference.kind, hidden=skipped or flag.islower())
+class _SecondLook:
+    """Judges what differs from its blob by how git checks files out here."""
+
+    def __init__(self, tree: CommittedTree, repository: Repository) -> None:
+        self.tree = tree
+        self.repository = repository
+        self.checkout = Checkout(tree, repository)
+        self._configured: defaultdict[Setting, list[bytes]] = defaultdict(list)
+
+    def configured(self) -> tuple[Configured, ...]:
+        """Return the settings by which something was found equal."""
+        return tuple(Configured(s, tuple(paths)) for s, paths in self._configured.items())
+
+    def at(self, found: list[Difference]) -> Iterator[Difference]:
+        """Yield what of the differences remains."""
+        entries = {d.path: entry for d in found if (entry := self.tree.get(d.path)) is not None}
+        modified = [entries[d.path] for d in found if d.kind is Kind.MODIFIED]
+        rules = self.checkout.rules(modified)
+        flags = _index_flags(self.repository)
+        for first in found:
+            flag = flags.get(first.path, b"H")
+            difference = self._one(first, entries[first.path], rules.get(first.path), flag)
+            if difference is not None:
+                yield replace(difference, hidden=flag in b"Ss" or flag.islower())
+
+    def _one(
+        self, found: Difference, entry: Entry, rule: Rule | None, flag: bytes
+    ) -> Difference | None:
+        settings = self.checkout.settings(self.checkout.module(entry.path))
+        setting: Setting | None = None
+        if found.kind is Kind.MODIFIED and rule is not None:
+            state = _look(self.tree, self.repository.workspace, entry, rule)
+            if state is None or state.judged is None:
+                # Gone, or the blob itself by now: it differed when it was read.
+                return found
+            kind = _KINDS.get(state.judged.judgement)
+            if kind is not None:
+                return replace(found, kind=kind, why=state.judged.why)
+            self._note(rule.setting, entry)
+            if state.mode == entry.mode:
+                return None
+            found, setting = replace(found, kind=Kind.MODE_CHANGED), settings.modes
+        elif found.kind is Kind.MODE_CHANGED:
+            setting = settings.modes
+        elif found.kind is Kind.TYPE_CHANGED and entry.mode == SYMLINK and settings.links:
+            plain = read_bounded(self.repository.workspace, entry.path, entry.size + 1)
+            setting = settings.links if plain == self.tree.read(entry) else None
+        elif found.kind is Kind.DELETED and flag in b"Ss":
+            # The flag alone proves nothing: anybody can set it on a file and remove the file.
+            setting = settings.sparse
+        self._note(setting, entry)
+        return found if setting is None else None
+
+    def _note(self, setting: Setting | None, entry: Entry) -> None:
+        if setting is not None:
+            self._configured[setting].append(entry.path)
 
 
-def _without_conversions(
-    found: list[Difference], tree: CommittedTree, repository: Repository
-) -> list[Difference]:
-    """Drop files that differ only by the line endings which the commit's attributes ask for."""
-    modified = [d.path for d in found if d.kind is Kind.MODIFIED]
-    if not modified:
-        return found
-    converted: set[bytes] = set()
-    for path in _crlf_paths(modified, tree, repository):
-        entry = tree.get(path)
-        if entry is None or entry.mode == SYMLINK:
-            continue
-        expected = _with_crlf(tree.read(entry))
-        if read_bounded(repository.workspace, path, len(expected) + 1) == expected:
-            converted.add(path)
-    return [d for d in found if d.path not in converted]
+#: How the judgements that are not equality are called.
+_KINDS = {
+    Judgement.OTHERWISE: Kind.CONVERTED_OTHERWISE,
+    Judgement.UNKNOWN: Kind.NOT_COMPARABLE,
+    Judgement.DIFFERENT: Kind.MODIFIED,
+}
 
 
-def _with_crlf(content: bytes) -> bytes:
-    return content.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
+def _index_flags(repository: Repository) -> dict[bytes, bytes]:
+    """Return the letter that git-ls-files(1) gives each path of the index."""
+    output = repository.git.run("ls-files", "-v", "-z")
+    return {line[2:]: line[:1] for line in output.split(b"\0") if line}
 
 
-def _without_modes(found: list[Difference], repository: Repository) -> list[Difference]:
-    """Drop executable bits where the file system has none to speak of (``core.fileMode``)."""
-    if all(d.kind is not Kind.MODE_CHANGED for d in found) or _modes_count(repository):
-        return found
-    return [d for d in found if d.kind is not Kind.MODE_CHANGED]
+@dataclass(frozen=True)
+class _State:
+    """A regular file as it stands, judged.
+
+    Attributes:
+        oid: git's id of its bytes as they are.
+        judged: None where these are the blob.
+    """
+
+    mode: int
+    oid: str
+    size: int
+    judged: Judged | None
+
+    @property
+    def judgement(self) -> Judgement | None:
+        """The judgement alone."""
+        return None if self.judged is None else self.judged.judgement
 
 
-def _modes_count(repository: Repository) -> bool:
-    answer = repository.git.attempt("config", "--type=bool", "--get", "core.fileMode")[1]
-    return answer.strip() != b"false"
+def _look(tree: CommittedTree, workspace: Path, entry: Entry, rule: Rule) -> _State | None:
+    """Read a file once and judge it.
+
+    Returns:
+        None where no regular file stands there, or where it changed while it was read.
+    """
+    handle = _open(workspace, entry.path)
+    if handle is None:
+        return None
+    with os.fdopen(handle, "rb", buffering=0) as file:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        size = status.st_size
+        digest = hashlib.new(tree.algorithm, b"blob %d\0" % size, usedforsecurity=False)
+        whole = hashlib.sha256() if rule.filter is not None and rule.filter.name == LFS else None
+        possible = size <= _GROWTH * entry.size + _MARK
+        fits = max(size, entry.size) <= CONVERSION_LIMIT
+        kept = bytearray() if possible and fits else None
+        left = size + 1
+        while left and (chunk := file.read(min(left, _CHUNK))):
+            digest.update(chunk)
+            if whole is not None:
+                whole.update(chunk)
+            if kept is not None:
+                kept += chunk
+            left -= len(chunk)
+    if left != 1:
+        return None
+    state = _State(_mode(status), digest.hexdigest(), size, None)
+    if state.oid == entry.oid:
+        return state
+    if possible and kept is None:
+        why = "it is too large for its conversion to be computed"
+        return replace(state, judged=Judged(Judgement.UNKNOWN, why))
+    sha256 = None if whole is None else whole.hexdigest()
+    standing = Standing(size, sha256, None if kept is None else bytes(kept))
+    return replace(state, judged=judge(standing, tree.read(entry), entry.oid, rule))
 
 
 def checked_out(tree: CommittedTree, repository: Repository) -> tuple[Entry, ...]:
     """Return a commit's entries as the guard has to expect them in this working directory.
 
-    Where git's settings turn line endings, or say that modes mean nothing, a file may rightly
-    differ from its blob; then the entry says what stands there now. ``compare`` decides by the same
-    settings whether that is right.
+    Where git converts files, or says that modes mean nothing, a file may rightly differ from its
+    blob; then the entry says what stands there now. ``compare``, by the same judgement, says
+    whether that is right; where it cannot be judged, what stands there now is what is guarded.
     """
-    if not _may_convert(tree, repository):
+    checkout = Checkout(tree, repository)
+    rules = checkout.rules(tree.entries)
+    everywhere = [checkout.settings(module) for module in checkout.modules]
+    if not rules and not any(s.modes or s.links or s.sparse for s in everywhere):
         return tree.entries
-    paths = [entry.path for entry in tree.entries if entry.mode != SYMLINK]
-    turned = set(_crlf_paths(paths, tree, repository)) if paths else set()
-    modes_count = _modes_count(repository)
-    return tuple(
-        entry
-        if entry.mode == SYMLINK
-        else _as_it_stands(entry, tree, repository, turned=entry.path in turned, mode=modes_count)
-        for entry in tree.entries
-    )
+    flags = _index_flags(repository) if checkout.settings().sparse else {}
+    expected: list[Entry] = []
+    for entry in tree.entries:
+        settings = checkout.settings(checkout.module(entry.path))
+        status = _lstat(repository.workspace, entry.path)
+        if status is None:
+            left_out = settings.sparse is not None and flags.get(entry.path, b"H") in b"Ss"
+            expected += [] if left_out else [entry]
+        elif entry.mode == SYMLINK:
+            plain = settings.links is not None and stat.S_ISREG(status.st_mode)
+            expected.append(replace(entry, mode=FILE) if plain else entry)
+        else:
+            rule = rules.get(entry.path)
+            stands = entry
+            state = None if rule is None else _look(tree, repository.workspace, entry, rule)
+            if state is not None and state.judgement is not Judgement.DIFFERENT:
+                stands = replace(entry, oid=state.oid, size=state.size)
+            if settings.modes is not None:
+                stands = replace(stands, mode=_mode(status))
+            expected.append(stands)
+    return tuple(expected)
 
 
-def _may_convert(tree: CommittedTree, repository: Repository) -> bool:
-    """Tell cheaply, without git, whether any setting could make files differ from their blobs."""
-    if any(entry.path.rpartition(b"/")[2] == b".gitattributes" for entry in tree.entries):
-        return True
-    text = b""
-    for file in (repository.common_dir / "config", repository.git_dir / "config.worktree"):
-        with contextlib.suppress(OSError):
-            text += file.read_bytes().lower()
-    text = b"".join(text.split())
-    return any(word in text for word in (b"autocrlf", b"eol=", b"filemode=false", b"[include"))
+def _mode(status: os.stat_result) -> int:
+    return EXECUTABLE if status.st_mode & 0o100 else FILE
 
 
-def _as_it_stands(
-    entry: Entry, tree: CommittedTree, repository: Repository, *, turned: bool, mode: bool
-) -> Entry:
-    if not mode:
-        with contextlib.suppress(OSError):
-            status = os.lstat(os.fsencode(repository.workspace) + b"/" + entry.path)
-            entry = replace(entry, mode=EXECUTABLE if status.st_mode & 0o100 else FILE)
-    if turned:
-        content = _with_crlf(tree.read(entry))
-        if read_bounded(repository.workspace, entry.path, len(content) + 1) == content:
-            entry = replace(entry, oid=blob_id(content, tree.algorithm), size=len(content))
-    return entry
+def _lstat(workspace: Path, path: bytes) -> os.stat_result | None:
+    try:
+        return os.lstat(os.fsencode(workspace) + b"/" + path)
+    except OSError:
+        return None
 
 
-def _crlf_paths(paths: list[bytes], tree: CommittedTree, repository: Repository) -> Iterator[bytes]:
-    """Yield the paths that git would check out with CRLF (gitattributes(5), ``text`` and ``eol``).
-
-    The attributes come from the commit by way of a private index, never from the working
-    directory or the repository.
-    """
-    git = repository.git
-    config = {}
-    for key in ("core.autocrlf", "core.eol"):
-        config[key] = git.attempt("config", "--get", key)[1].strip().lower()
-    native_crlf = config["core.autocrlf"] == b"true" or config["core.eol"] == b"crlf"
-    with tempfile.TemporaryDirectory(prefix="sealrun-") as scratch:
-        # A git directory of our own over the same objects: info/attributes of the workspace's
-        # repository outranks the commit's, and anybody can write it.
-        git.run("init", "-q", "--bare", f"--object-format={tree.algorithm}", scratch)
-        extra = {
-            "GIT_DIR": scratch,
-            "GIT_OBJECT_DIRECTORY": str(repository.common_dir / "objects"),
-            "GIT_INDEX_FILE": str(Path(scratch) / "index"),
-        }
-        git.run("read-tree", tree.tree, extra=extra)
-        output = git.run(
-            *("check-attr", "--cached", "-z", "--stdin", "text", "eol", "crlf"),
-            stdin=b"\0".join(paths) + b"\0",
-            extra=extra,
-        )
-    values: defaultdict[bytes, dict[bytes, bytes]] = defaultdict(dict)
-    fields = output.split(b"\0")
-    for path, name, value in zip(fields[::3], fields[1::3], fields[2::3], strict=False):
-        values[path][name] = value
-    for path, attributes in values.items():
-        text, eol = attributes.get(b"text"), attributes.get(b"eol")
-        if text == b"unset" or eol == b"lf":
-            continue
-        marked = text in (b"set", b"auto") or attributes.get(b"crlf") == b"set"
-        automatic = config["core.autocrlf"] == b"true"
-        if eol == b"crlf" or (native_crlf and (marked or automatic)):
-            yield path
+def _open(workspace: Path, path: bytes) -> int | None:
+    """Open a path of the workspace for reading, following no link; None where that fails."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    parent, _, name = path.rpartition(b"/")
+    try:
+        root = os.open(workspace, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            directory = open_directory(root, parent)
+        finally:
+            os.close(root)
+        try:
+            return os.open(name, flags, dir_fd=directory)
+        finally:
+            os.close(directory)
+    except OSError:
+        return None
 
 
 def read_bounded(workspace: Path, path: bytes, limit: int) -> bytes | None:
@@ -345,19 +435,8 @@ def read_bounded(workspace: Path, path: bytes, limit: int) -> bytes | None:
     Returns:
         None where no regular file can be read.
     """
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    try:
-        root = os.open(workspace, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            parent, _, name = path.rpartition(b"/")
-            directory = open_directory(root, parent)
-        finally:
-            os.close(root)
-        try:
-            handle = os.open(name, flags, dir_fd=directory)
-        finally:
-            os.close(directory)
-    except OSError:
+    handle = _open(workspace, path)
+    if handle is None:
         return None
     with os.fdopen(handle, "rb") as file:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
