@@ -81,8 +81,9 @@ def _quietly(act: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _note(torch: Any) -> None:
-    facts: dict[str, Any] = {"version": str(torch.__version__), "cuda": torch.version.cuda}
     asked: tuple[tuple[str, Callable[[], Any]], ...] = (
+        ("version", lambda: str(torch.__version__)),
+        ("cuda", lambda: torch.version.cuda),
         ("hip", lambda: torch.version.hip),
         ("threads", lambda: torch.get_num_threads()),
         ("interop_threads", lambda: torch.get_num_interop_threads()),
@@ -92,17 +93,19 @@ def _note(torch: Any) -> None:
         ("deterministic", lambda: torch.are_deterministic_algorithms_enabled()),
         ("seed", lambda: torch.initial_seed()),
     )
-    for name, ask in asked:
-        facts[name] = _quietly(ask)
-    if torch.cuda.is_initialized():
-        facts["cudnn"] = _quietly(lambda: torch.backends.cudnn.version())
-        facts["cudnn_benchmark"] = bool(torch.backends.cudnn.benchmark)
-        facts["driver"] = _quietly(lambda: torch._C._cuda_getDriverVersion())  # noqa: SLF001
-        facts["devices"] = [
-            _device(torch.cuda.get_device_properties(number))
-            for number in range(torch.cuda.device_count())
-        ]
+    if _quietly(lambda: torch.cuda.is_initialized()):
+        asked += (
+            ("cudnn", lambda: torch.backends.cudnn.version()),
+            ("cudnn_benchmark", lambda: bool(torch.backends.cudnn.benchmark)),
+            ("driver", lambda: torch._C._cuda_getDriverVersion()),  # noqa: SLF001 - no public name
+            ("devices", lambda: _devices(torch.cuda)),
+        )
+    facts = {name: _quietly(ask) for name, ask in asked}
     _write({"python": sys.version.split()[0], "torch": facts})
+
+
+def _devices(cuda: Any) -> list[dict[str, Any]]:
+    return [_device(cuda.get_device_properties(n)) for n in range(cuda.device_count())]
 
 
 def _device(properties: Any) -> dict[str, Any]:
@@ -132,6 +135,12 @@ def _at_end() -> None:
         _quietly(_note, torch)
 
 
+def _be_strict(torch: Any) -> None:
+    torch.use_deterministic_algorithms(True)  # noqa: FBT003 - torch's own signature
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+
+
 def _begin() -> None:
     mode, _, number = os.environ.get(_ASKED, "").partition(":")
     if mode not in ("record", "seeded", "strict"):
@@ -140,11 +149,9 @@ def _begin() -> None:
 
     def torch_came(torch: Any) -> None:
         if mode != "record":
-            torch.manual_seed(seed)
+            _quietly(lambda: torch.manual_seed(seed))
         if mode == "strict":
-            torch.use_deterministic_algorithms(True)  # noqa: FBT003 - torch's own signature
-            torch.backends.cudnn.benchmark = False
-            torch.backends.cudnn.deterministic = True
+            _quietly(_be_strict, torch)
         _note(torch)
 
     acts: dict[str, Callable[[Any], Any]] = {"torch": torch_came}

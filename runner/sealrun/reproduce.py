@@ -316,7 +316,8 @@ def result_of(record: RunRecord, stored: Stored) -> Result:
         exit_status=ended.exit_status,
         metric=metric_of(record),
         outputs=_outputs(record, directory / "outputs"),
-        log=sha256_of(log),
+        # An empty one says nothing.
+        log=sha256_of(log) if log.exists() and log.stat().st_size else None,
         steps=steps.value if steps else None,
         disturbed=_disturbed(record),
         conditions=conditions(record),

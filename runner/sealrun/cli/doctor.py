@@ -42,7 +42,10 @@ def command(
     if reproducible:
         return _reproducible(results, json=json)
     if results is not None:
-        raise UsageError("--results goes with --reproducible")
+        raise UsageError(
+            "--results goes with --reproducible",
+            hint="Give --reproducible, or leave the table out.",
+        )
     from sealrun.doctor import Grade, examine
     from sealrun.doctor.model import PROTECTION, TIER
     from sealrun.git import current_directory

@@ -83,7 +83,7 @@ def command(
     if tolerance is not None and not (math.isfinite(tolerance) and tolerance >= 0):
         raise UsageError("--tolerance is no distance", hint="For example 0.002.")
     if results is not None and not kept:
-        raise UsageError("--results goes with --kept")
+        raise UsageError("--results goes with --kept", hint="Give --kept, or leave the table out.")
     voice = console.current()
     repository = Repository.here()
     places = Places.of_user()
