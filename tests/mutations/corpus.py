@@ -9,6 +9,7 @@ from mutations import (
     formatters,
     gits,
     hiding,
+    imports,
     mounts,
     people,
     shell,
@@ -31,6 +32,7 @@ FAMILIES: dict[str, ModuleType] = {
     "Other users and namespaces": people,
     "Git, used by somebody else": gits,
     "Hidden from git": hiding,
+    "Beside the tracked files": imports,
     "Quick, slow, many, undone": timing,
 }
 

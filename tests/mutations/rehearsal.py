@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mutations import watched
 from mutations.detectors import Named, missing, named
 from mutations.scene import Scene, guard_process
+from mutations.technique import By
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Generator, Iterable, Sequence
 
     from mutations.scene import GuardedBy
     from mutations.technique import Technique
@@ -41,12 +44,26 @@ class Result:
 
 
 def rehearse(technique: Technique, guarded_by: GuardedBy = guard_process) -> Result:
-    """Run one technique in a workspace of its own."""
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
-        Path(directory).chmod(0o755)  # other users have to come through
-        with Scene(Path(directory), guarded_by, _image(technique)) as scene:
-            seen = scene.observe(technique)
+    """Run one technique in a workspace of its own, where a run looks or a watch."""
+    if By.IMPORTABLE in technique.found:
+        return rehearse_watched(technique)
+    with _directory() as directory, Scene(directory, guarded_by, _image(technique)) as scene:
+        seen = scene.observe(technique)
     return Result(technique, missing(technique, seen), named(technique, seen))
+
+
+def rehearse_watched(technique: Technique, command: Sequence[str] = watched.COMMAND) -> Result:
+    """Run one technique in a workspace of its own under the stand-alone watch."""
+    with _directory() as directory, Scene(directory, image=_image(technique)) as scene:
+        said = watched.watch(scene, technique, directory / "home", command)
+    return Result(technique, watched.missing(technique, said), watched.named(technique, said))
+
+
+@contextmanager
+def _directory() -> Generator[Path]:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
+        Path(name).chmod(0o755)  # other users have to come through
+        yield Path(name)
 
 
 def _image(technique: Technique) -> str:

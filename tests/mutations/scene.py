@@ -195,7 +195,9 @@ class Scene:
             "PATH": os.environ["PATH"] + ":/usr/sbin:/sbin",
             "TERM": "xterm",
         }
-        return who | ours
+        steering = ("GIT_", "PYTHON")
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(steering)}
+        return kept | who | ours
 
     def observe(self, technique: Technique) -> Observed:
         """Let a technique strike, and look at everything that a run looks at."""

@@ -35,6 +35,7 @@ class By(StrEnum):
     HOOKS = "git: hooks"
     INFO = "git: info"
     REPLACE = "git: replace"
+    IMPORTABLE = "files that could be imported"
 
 
 class Phase(StrEnum):

@@ -8,6 +8,7 @@ otherwise the corpus would not notice that the part had stopped working.
 from __future__ import annotations
 
 import subprocess
+import sys
 from dataclasses import dataclass, replace
 from typing import IO, TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ import pytest
 
 from mutations.corpus import TECHNIQUES
 from mutations.detectors import EVIDENCE
-from mutations.rehearsal import SHARE, Rehearsals, rehearse
+from mutations.rehearsal import SHARE, Rehearsals, rehearse, rehearse_watched
 from mutations.scene import guard_thread
 from mutations.technique import By, Phase
 from sealrun import tree, workspace
@@ -176,9 +177,25 @@ def test_a_missing_detector_is_noticed(canary: Canary, monkeypatch: Patch) -> No
     assert canary.misses in rehearse(technique, guard_thread).missing
 
 
+#: The command, with the rules of what could be imported replaced by nothing.
+_UNRULED = (
+    "import sys\nfrom sealrun.__main__ import main\nfrom sealrun.importable import Surroundings\n"
+    "whole = Surroundings.__init__\n"
+    "def unruled(self, *rest):\n whole(self, *rest)\n assert self.judge\n self.judge = lambda *_: None\n"
+    "Surroundings.__init__ = unruled\nsys.exit(main())"
+)
+
+
+def test_missing_rules_of_what_is_importable_are_noticed() -> None:
+    """A start-up hook passes the watch once nobody asks what an extra file could be."""
+    hook = _BY_NAME["a start-up hook (sitecustomize)"]
+    assert rehearse(hook).missing == ()
+    assert By.IMPORTABLE in rehearse_watched(hook, (sys.executable, "-c", _UNRULED)).missing
+
+
 def test_every_detector_has_a_canary() -> None:
     """No detector can stop working without a test that notices."""
-    assert {canary.misses for canary in CANARIES} >= set(By)
+    assert {canary.misses for canary in CANARIES} | {By.IMPORTABLE} >= set(By)
 
 
 def test_missing_attribution_is_noticed(monkeypatch: Patch) -> None:
