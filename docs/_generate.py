@@ -145,6 +145,18 @@ def policy() -> str:
 _HEAD = ("| key | default | meaning |", "|---|---|---|")
 
 
+def alarm() -> str:
+    """Return a table of keys for each section of the alarm's configuration."""
+    from sealrun.alarm.config import describe
+
+    lines: list[str] = []
+    for heading, model in describe().items():
+        fields = {name: field for name, field in model.model_fields.items() if name != "type"}
+        lines += ["", f"## `{heading}`", "", *_HEAD]
+        lines += [_row(key, value) for key, value in fields.items()]
+    return "\n".join(lines)
+
+
 def _row(key: str, field: Any) -> str:  # noqa: ANN401 - pydantic's FieldInfo
     if field.is_required():
         default = "(required)"
@@ -155,6 +167,7 @@ def _row(key: str, field: Any) -> str:  # noqa: ANN401 - pydantic's FieldInfo
 
 
 PARTS: dict[str, Callable[[], str]] = {
+    "alarm": alarm,
     "audit": audit,
     "commands": commands,
     "policy": policy,

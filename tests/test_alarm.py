@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -21,6 +22,7 @@ import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pytest_httpserver import HTTPServer
 from werkzeug import Response
 
 from _cli import Cli
@@ -32,6 +34,8 @@ from sealrun.alarm import (
     bodies,
     config,
     notices_of,
+    of_error,
+    of_finished,
     paging,
     schedule,
     spool,
@@ -42,13 +46,17 @@ from sealrun.alarm.spool import Spool, State
 from sealrun.alarm.wording import Message, defanged, happening_of
 from sealrun.doctor import Grade
 from sealrun.doctor.alarm import told
+from sealrun.errors import EngineUnavailable, Interrupted, LedgerMissing, UsageError
+from sealrun.experiment import Finished
 from sealrun.ledger import Alert, Because, Judgement, Process, WriterFacts, new_ulid
+from sealrun.policy import load
+from sealrun.reasons import Reason
 from sealrun.state import Places
+from sealrun.verdict import Finding, Outcome, judge
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from pytest_httpserver import HTTPServer
     from werkzeug import Request
 
 NOW = 1_800_000_000.0
@@ -146,7 +154,7 @@ def test_nothing_is_told_where_all_is_well() -> None:
 def test_a_clean_run_with_a_foreign_change_is_an_alert_without_harm() -> None:
     """Under a policy that only records, a foreign change is told as harmless."""
     (one,) = notices_of(ended("clean", alerts=[alert("train.py")]), new_ulid())
-    assert (one.kind, one.harmless) == (Kind.ALERT, True)
+    assert (one.kind, one.harmless, one.quiet) == (Kind.ALERT, True, False)
 
 
 def test_a_formatter_over_forty_files_is_one_short_notice() -> None:
@@ -192,7 +200,7 @@ def test_any_text_becomes_a_sound_notice(text: str) -> None:
 def test_defanged_text_holds_neither_mention_nor_link(text: str) -> None:
     """No at sign, angle bracket, scheme, host name or Markdown link survives."""
     safe = defanged(text)
-    assert not re.search(r"[@#<>&`*|]|://|\w[.。](?=[A-Za-z])|\]\(", safe)
+    assert not re.search(r"[@#<>&`*|]|[A-Za-z]:(?=\S)|://|\w[.。](?=[A-Za-z])|\]\(", safe)
 
 
 def test_defanged_text_is_still_readable() -> None:
@@ -274,7 +282,9 @@ def test_one_formatter_is_one_kind_of_alert_and_an_unknown_edit_without_harm_is_
     causes = happening_of(ended("flagged", alerts=many, harmless=True)).causes
     assert causes == ("edit-foreign by ruff",)
     own = alert("a", writer=WriterFacts(category="unknown"), reason="edit-unattributed")
-    assert happening_of(ended("flagged", alerts=[own], harmless=True)).causes == ()
+    edit = ended("flagged", alerts=[own], harmless=True)
+    assert happening_of(edit).causes == ()
+    assert [one.quiet for one in notices_of(edit, new_ulid())] == [True]
 
 
 # -- when, and how much ----------------------------------------------------------------------------
@@ -461,8 +471,9 @@ class Bench:
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    """A home of this test alone; its senders are ended."""
+def bench(tmp_path: Path, httpserver: HTTPServer) -> Iterator[Bench]:
+    """A home of this test alone; its senders are ended, before the server is used by another."""
+    assert not httpserver.log
     bench = Bench(tmp_path)
     yield bench
     for process in bench.senders():
@@ -734,8 +745,8 @@ def test_no_redirect_is_followed(bench: Bench, httpserver: HTTPServer) -> None:
             Response("", status, {"Location": elsewhere})
         )
     httpserver.expect_request("/elsewhere").respond_with_data("gotcha")
-    bench.configure(*(webhook(httpserver, f"/{status}") for status in (301, 302, 307, 308)))
-    bench.spool.put(notice())
+    hooks = (webhook(httpserver, f"/{status}") for status in (301, 302, 307, 308))
+    bench.configure(*hooks, retry='"5min"')
     bench.alarm.tell(notice())
     until(
         lambda: (
@@ -872,15 +883,15 @@ def test_a_mended_configuration_is_used_at_once(bench: Bench, httpserver: HTTPSe
 
 
 def test_a_channel_gets_only_what_it_asked_for(bench: Bench) -> None:
-    """Kinds and harmless things are the channel's choice."""
+    """Kinds and quiet things are the channel's choice."""
     logs = [bench.root / str(number) for number in range(3)]
-    options = ('kinds = ["page"]', "harmless = true", "")
+    options = ('kinds = ["page"]', "quiet = true", "")
     bench.configure(
         *(f'type = "file"\npath = "{log}"\n{more}' for log, more in zip(logs, options, strict=True))
     )
     bench.spool.put(notice(1, Kind.PAGE))
     bench.spool.put(notice(2, Kind.REFUSED))
-    bench.spool.put(replace(notice(3), harmless=True))
+    bench.spool.put(replace(notice(3), quiet=True))
     bench.send()
     got = ["".join(json.loads(line)["title"][-1] for line in log.open()) for log in logs]
     assert got == ["1", "123", "12"]
@@ -1084,3 +1095,130 @@ def test_test_says_how_it_went_and_revives_a_channel(bench: Bench, httpserver: H
     bench.file.write_text("[channel.x]\ntype = 'fax'\n")
     assert "alarm.toml:1" in cli("alarm", "test", status=2).stderr
     assert "alarm.toml:1" in cli("alarm", "show", status=2).stderr
+
+
+# -- from a run to the alarm -----------------------------------------------------------------------
+
+
+def test_an_error_is_told_as_what_it_is(tmp_path: Path) -> None:
+    """Trouble of ours is a fault, a run that may not start is refused, a mistyped call is nothing."""
+    fault = of_error(EngineUnavailable("no engine answers"), "01R", tmp_path)
+    refused = of_error(LedgerMissing("the ledger is gone"), "01R", tmp_path)
+    assert fault is not None
+    assert refused is not None
+    (one,), (other,) = (notices_of(run, new_ulid()) for run in (fault, refused))
+    assert (one.kind, other.kind) == (Kind.FAULT, Kind.REFUSED)
+    assert "what: no engine answers" in one.text
+    assert "what: the ledger is gone" in other.text
+    assert happening_of(refused).refused is True
+    assert of_error(UsageError("no such revision"), "01R", tmp_path) is None
+    assert of_error(Interrupted("interrupted"), "01R", tmp_path) is None
+
+
+def test_a_finished_run_is_told_by_its_own_verdict(tmp_path: Path) -> None:
+    """Verdict, severity under the run's policy, harmlessness and alerts reach the notice."""
+    policy = load(b"", source="none")
+    findings = [
+        Finding(Reason.WORKSPACE_DIFFERS_FOREIGN, "…", "train.py"),
+        Finding(Reason.EXTRA_FILE, "…", "notes.txt"),
+    ]
+    verdict = judge(findings, policy.policy, started=True)
+    finished = Finished("01R", "c" * 40, policy, verdict, Outcome.SUCCEEDED)
+    run = of_finished(finished, tmp_path / "nanogpt", [alert("train.py")])
+    (one,) = notices_of(run, new_ulid())
+    assert (one.kind, one.repository) == (Kind.FLAGGED, "nanogpt")
+    # Its number counts, but a foreign writer is at work: that is told.
+    assert (one.harmless, one.quiet) == (True, False)
+    assert "workspace-differs-foreign" in one.text
+    # A note is no reason to wake anybody.
+    assert "extra-file" not in one.text
+    assert "notes.txt" not in one.paths
+    assert set(happening_of(run).causes) == {"workspace-differs-foreign", "edit-foreign by ruff"}
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused(bench: Bench) -> None:
+    """TLS is verified against the system's certificates, or those of ca_file alone."""
+    key, certificate = bench.root / "key", bench.root / "certificate"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
+            *("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"),
+            *("-keyout", str(key), "-out", str(certificate)),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with HTTPServer(ssl_context=context) as server:
+        server.expect_request("/hook").respond_with_data("ok")
+        bench.configure(
+            webhook(server), webhook(server, more=f'ca_file = "{certificate}"'), timeout='"20s"'
+        )
+        done = Cli(bench.root, bench.root)("alarm", "test", status=125)
+        assert "c0: failed: its certificate or its TLS is not accepted" in done.stdout
+        assert "c1: taken" in done.stdout
+
+
+def test_a_proxy_is_the_configured_one_and_never_the_environments(bench: Bench) -> None:
+    """Variables of the caller lead no notice elsewhere."""
+    with listening() as (port, got), listening() as (other, stolen):
+        bench.configure(
+            f'type = "webhook"\nurl = "http://hooks.invalid/x"\nproxy = "http://127.0.0.1:{port}"',
+            'type = "webhook"\nurl = "http://hooks.invalid/x"',
+            'type = "apprise"\nurl = "json://hooks.invalid/x"',
+        )
+        proxies = dict.fromkeys(
+            ("http_proxy", "HTTP_PROXY", "ALL_PROXY"), f"http://127.0.0.1:{other}"
+        )
+        done = Cli(bench.root, bench.root, proxies)("alarm", "test", status=125)
+        assert "c0: taken" in done.stdout
+        assert got[0].startswith(b"POST http://hooks.invalid/x HTTP")
+        assert stolen == []
+
+
+def test_looking_writes_nothing(bench: Bench) -> None:
+    """Neither show nor doctor makes a directory of the alarm's."""
+    bench.configure('type = "syslog"')
+    cli = Cli(bench.root, bench.root)
+    assert cli.json("alarm", "show")["channels"][0]["state"] == "untried"
+    cli("doctor", status=None)
+    assert not bench.alarm.directory.exists()
+
+
+@pytest.mark.soak(sample=True)
+def test_a_sender_killed_again_and_again_loses_nothing(bench: Bench) -> None:
+    """However often it dies, each notice arrives; what comes twice is marked."""
+    with listening() as (port, got):
+        bench.configure(f'type = "webhook"\nurl = "http://127.0.0.1:{port}/"')
+        storm = [notice(number) for number in range(60)]
+        for one in storm:
+            bench.spool.put(one)
+        for number in range(15):
+            sender = subprocess.Popen(bench.sender)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                sender.wait(0.3 + 0.04 * number)
+            for process in bench.senders():
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+            sender.wait(60)
+        bench.send()
+    seen: Counter[str] = Counter()
+    for request in got:
+        body = request.partition(b"\r\n\r\n")[2]
+        if not body:
+            continue  # killed before it had said anything
+        for one in json.loads(body)["notices"]:
+            seen[one["id"]] += 1
+            assert seen[one["id"]] == 1 or one["possible_duplicate"]
+    assert set(seen) == {one.id for one in storm}
+
+
+def test_each_example_of_the_manual_is_a_sound_configuration(bench: Bench) -> None:
+    """What the how-to shows can be pasted."""
+    page = Path(__file__).parents[1] / "docs" / "howto" / "alarm.md"
+    examples = re.findall(r"```toml\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+    bench.configure().file.write_text("\n".join(examples))
+    assert [one.name for one in config.read(bench.file)] == [
+        *("team", "phone", "mail", "file", "log", "mine"),
+    ]

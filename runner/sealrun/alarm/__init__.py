@@ -12,7 +12,7 @@ Rules that this package keeps:
 """
 
 from sealrun.alarm.notice import Kind, Notice
-from sealrun.alarm.tell import Alarm
+from sealrun.alarm.tell import Alarm, of_error, of_finished
 from sealrun.alarm.wording import Ended, notices_of
 
-__all__ = ["Alarm", "Ended", "Kind", "Notice", "notices_of"]
+__all__ = ["Alarm", "Ended", "Kind", "Notice", "notices_of", "of_error", "of_finished"]

@@ -93,8 +93,9 @@ class _Channel(_Section):
         default=(Kind.PAGE, Kind.ABORTED, Kind.FAULT, Kind.REFUSED, Kind.FLAGGED, Kind.ALERT),
         description="what this channel is told",
     )
-    harmless: bool = Field(
-        default=False, description="also what leaves the run's number to its commit"
+    quiet: bool = Field(
+        default=False,
+        description="also of harmless changes by writers that nobody knows",
     )
 
 
@@ -219,11 +220,11 @@ class Told:
             return f"URL in the variable {channel.url_env}"
         return f"URL in {channel.url_file or 'alarm.toml'}"
 
-    def wants(self, kind: Kind, *, harmless: bool) -> bool:
+    def wants(self, kind: Kind, *, quiet: bool) -> bool:
         """Tell whether it is told something of this kind."""
         if kind is Kind.TEST:
             return True
-        return kind in self.channel.kinds and (self.channel.harmless or not harmless)
+        return kind in self.channel.kinds and (self.channel.quiet or not quiet)
 
 
 def read(file: Path) -> tuple[Told, ...]:

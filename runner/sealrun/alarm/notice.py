@@ -65,6 +65,8 @@ class Notice:
         more: how many paths are not listed.
         writer: program and pid of who did it, with its class; None where nobody can be named.
         harmless: the run's number still belongs to its commit.
+        quiet: harmless, and nobody foreign is known to have done it: an agent's own edit, most
+            often, of which only who asks for it hears.
     """
 
     id: str
@@ -81,6 +83,7 @@ class Notice:
     more: int = 0
     writer: str | None = None
     harmless: bool = False
+    quiet: bool = False
 
     def __post_init__(self) -> None:
         lines = [visible(line, _LINE) for line in self.text[: 4 * _TEXT].split("\n")]
@@ -117,6 +120,7 @@ def document(notice: Notice) -> dict[str, Any]:
         "more": notice.more,
         "writer": notice.writer,
         "harmless": notice.harmless,
+        "quiet": notice.quiet,
     }
 
 
@@ -140,6 +144,7 @@ def of_document(found: object) -> Notice | None:
             more=int(found["more"]),
             writer=_optional(found["writer"]),
             harmless=bool(found["harmless"]),
+            quiet=bool(found["quiet"]),
         )
     except (KeyError, TypeError, ValueError, OverflowError):
         return None

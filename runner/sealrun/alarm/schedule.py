@@ -6,7 +6,7 @@ Rules that this module keeps:
 - A channel that fails is tried again after twice the time, at most ``SLOWEST``; a receiver that
   asks for more patience gets it, up to ``LONGEST_WISH``.
 - A channel that people read gets so many messages in so much time, pages excepted; what is over
-  that waits and comes as one message. Nothing is dropped for being too much.
+  that waits and comes as one message.
 - A page goes first.
 """
 
@@ -27,7 +27,7 @@ SLOWEST = 300.0
 #: Seconds that a receiver may ask us to wait (RFC 9110, Retry-After).
 LONGEST_WISH = 3600.0
 #: Notices in one message.
-TOGETHER = 50
+TOGETHER = 200
 
 
 @dataclass(frozen=True)

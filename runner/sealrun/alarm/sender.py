@@ -140,7 +140,7 @@ class _Sender:
                 to = {
                     told.name
                     for told in self._channels.values()
-                    if told.wants(one.notice.kind, harmless=one.notice.harmless)
+                    if told.wants(one.notice.kind, quiet=one.notice.quiet)
                 }
             kept = {channel for channel in to if channel in self._channels}
             for channel in list(kept):
@@ -195,6 +195,13 @@ class _Sender:
             self._settle(self._channels.get(name), name, attempt.message, attempt.result())
 
     def _settle(self, told: Told | None, name: str, message: Message, result: Result) -> None:
+        now = time.time()
+        if result.why is None:
+            counts = message.gravest is not Kind.PAGE
+            self._note(name, lambda state: succeeded(state, now, counts=counts))
+        elif told is not None:
+            first, why, wish = told.sending.retry, result.why, result.wish
+            self._note(name, lambda state: failed(state, now, why, first=first, wish=wish))
         for notice in message.notices:
             one = self._waiting.get(notice.id)
             if one is None or one.to is None:
@@ -208,13 +215,6 @@ class _Sender:
             self._spool.update(one)
             if not one.to:
                 del self._waiting[notice.id]
-        now = time.time()
-        if result.why is None:
-            counts = message.gravest is not Kind.PAGE
-            self._note(name, lambda state: succeeded(state, now, counts=counts))
-        elif told is not None:
-            first, why, wish = told.sending.retry, result.why, result.wish
-            self._note(name, lambda state: failed(state, now, why, first=first, wish=wish))
 
     def _state(self, name: str) -> State:
         return self._states.get(name) or State()

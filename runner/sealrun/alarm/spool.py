@@ -224,10 +224,16 @@ class Spool:
 
     def has_sender(self) -> bool:
         """Tell whether a process delivers notices."""
-        descriptor = self.become_sender()
-        if descriptor is None:
+        try:
+            descriptor = os.open(self.directory / _SENDER, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
             return True
-        os.close(descriptor)
+        finally:
+            os.close(descriptor)
         return False
 
     @contextlib.contextmanager

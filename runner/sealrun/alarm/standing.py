@@ -85,17 +85,16 @@ def look(alarm: Alarm, environment: Mapping[str, str]) -> Standing:
         StorageFault: the spool cannot be made.
     """
     channels = config.read(alarm.file)
-    if not channels and not alarm.directory.exists():
-        return Standing((), 0, sending=False)
-    spool = Spool(alarm.directory)
-    states, waiting = spool.states(), spool.waiting()
+    spool = Spool(alarm.directory) if alarm.directory.is_dir() else None
+    states = spool.states() if spool else {}
+    waiting = spool.waiting() if spool else []
     rows: list[Channel] = []
     for told in channels:
         mine = [
             one.notice.at
             for one in waiting
             if (
-                told.wants(one.notice.kind, harmless=one.notice.harmless)
+                told.wants(one.notice.kind, quiet=one.notice.quiet)
                 if one.to is None
                 else told.name in one.to
             )
@@ -103,7 +102,7 @@ def look(alarm: Alarm, environment: Mapping[str, str]) -> Standing:
         state = states.get(told.name, State())
         health, why = _health(told, state, environment)
         rows.append(Channel(told, health, why, state, len(mine), min(mine, default=None)))
-    return Standing(tuple(rows), len(waiting), spool.has_sender())
+    return Standing(tuple(rows), len(waiting), spool is not None and spool.has_sender())
 
 
 def attempt(alarm: Alarm, told: Told, notice: Notice, environment: Mapping[str, str]) -> str | None:

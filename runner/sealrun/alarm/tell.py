@@ -16,19 +16,22 @@ import contextlib
 import os
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING
 
 from sealrun import state
 from sealrun.alarm import paging
 from sealrun.alarm.notice import Kind, Notice
 from sealrun.alarm.wording import Ended, happening_of, notices_of, page_of
-from sealrun.errors import SealrunError
+from sealrun.errors import Fault, Refused, SealrunError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from sealrun.alarm.spool import Spool
+    from sealrun.experiment import Finished
+    from sealrun.ledger import Alert
     from sealrun.state import Places
 
 #: Name of the user's configuration.
@@ -166,6 +169,52 @@ def _environment(variables: frozenset[str]) -> dict[str, str]:
         if name in _KEPT or name in variables or name.startswith("XDG_")
     }
     return {**kept, "PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
+
+
+def of_finished(finished: Finished, workspace: Path, alerts: Sequence[Alert] = ()) -> Ended:
+    """Return a judged run as the alarm needs to know it.
+
+    Args:
+        finished: the run.
+        workspace: that it was started in.
+        alerts: of this run, and those from before it that it found.
+    """
+    from sealrun.record import judgement
+
+    return Ended(
+        workspace=os.fspath(workspace),
+        host=os.uname().nodename,
+        run=finished.run_id,
+        commit=finished.commit,
+        at=time.time(),
+        judgement=judgement(finished.verdict, finished.policy.policy),
+        harmless=finished.verdict.harmless,
+        alerts=alerts,
+    )
+
+
+def of_error(error: SealrunError, run: str, workspace: Path) -> Ended | None:
+    """Return a run that an error ended; None where nobody needs to be told.
+
+    Whoever interrupts a run or mistypes a command knows of it.
+
+    Args:
+        error: what ended it.
+        run: its id.
+        workspace: that it was started in.
+    """
+    from sealrun.ledger import Judgement
+
+    if not isinstance(error, Fault | Refused):
+        return None
+    return Ended(
+        workspace=os.fspath(workspace),
+        host=os.uname().nodename,
+        run=run,
+        at=time.time(),
+        judgement=Judgement(kind="refused") if isinstance(error, Refused) else None,
+        fault=error.message,
+    )
 
 
 def trial(host: str, at: float) -> Notice:

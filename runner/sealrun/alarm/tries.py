@@ -11,6 +11,7 @@ Rules that this module keeps:
 from __future__ import annotations
 
 import json
+import logging
 import os
 import select
 import signal
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 _GRACE = 5.0
 #: Bytes of an answer: less than a pipe takes at once (pipe(7), PIPE_BUF).
 _ANSWER = 4096
+#: What a try keeps of its environment.
+_KEPT = {"HOME", "LC_ALL", "PATH", "TMPDIR", "TZ"}
 
 
 @dataclass(frozen=True)
@@ -106,11 +109,18 @@ def _live(
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM):
             signal.signal(number, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, told.sending.timeout + _GRACE)
+        # Libraries log URLs, and heed variables that alarm.toml does not name.
+        logging.disable(logging.CRITICAL)
+        variables = dict(environment)
+        for name in set(os.environ) - _KEPT:
+            del os.environ[name]
         answer = Result()
         try:
-            deliver(told, message, environment)
+            deliver(told, message, variables)
         except Failed as failed:
             answer = Result(failed.why[:1000], failed.wish, failed.rejected)
+        except Exception as error:  # noqa: BLE001 - a defect in one channel is that channel's alone
+            answer = Result(f"unforeseen {type(error).__name__}")
         said = {"why": answer.why, "wish": answer.wish, "rejected": answer.rejected}
         os.write(pipe, json.dumps(said).encode("ascii")[:_ANSWER])
         status = 0

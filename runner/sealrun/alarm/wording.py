@@ -36,11 +36,13 @@ _SHORT = 10
 _KINDS = {"refused": Kind.REFUSED, "aborted": Kind.ABORTED, "flagged": Kind.FLAGGED}
 #: Classes of writers whose changes are nobody's trouble.
 _OWN = ("loop", "experiment")
+#: Reasons that name a foreign writer.
+_FOREIGN = (Reason.WORKSPACE_DIFFERS_FOREIGN, Reason.EDIT_FOREIGN, Reason.CONTAINS_FOREIGN)
 
 #: What makes a chat system link or mention: a dot inside a name that could be a host's, the end of
 #: a scheme, and the characters that open mentions, channels, links and formatting.
 _DOT = re.compile(r"(?<=\w)[.\u3002\uff0e\uff61](?=[^\W\d_])")
-_SCHEME = re.compile(r"(?<=[A-Za-z]):(?=\S)")
+_SCHEME = re.compile(r"(?<=[A-Za-z]):(?=\S)|:(?=//)")
 _OPENING = re.compile(r"[@#<>&`*|\[\]]")
 
 
@@ -56,7 +58,7 @@ class Ended:
         at: when it ended, in seconds since 1970.
         judgement: as on record; None where trouble of ours kept the run from being judged.
         harmless: the number still belongs to the commit.
-        fault: what trouble of ours there was, in a sentence.
+        fault: what else there is to say, in a sentence: trouble of ours, or why nothing could start.
         alerts: of this run, and those from before it that it found.
     """
 
@@ -96,6 +98,7 @@ def notices_of(ended: Ended, name: str) -> tuple[Notice, ...]:
     )
     writer = next((words for one in alerts if (words := who(one.writer))), None)
     repository = PurePath(ended.workspace).name or ended.workspace
+    harmless = ended.harmless or kind is Kind.ALERT
     return (
         Notice(
             id=name,
@@ -110,7 +113,8 @@ def notices_of(ended: Ended, name: str) -> tuple[Notice, ...]:
             alerts=tuple(alert.id for alert in alerts),
             paths=paths,
             writer=writer,
-            harmless=ended.harmless or kind is Kind.ALERT,
+            harmless=harmless,
+            quiet=harmless and not _names_foreign(alerts, reasons),
         ),
     )
 
@@ -127,9 +131,13 @@ def happening_of(ended: Ended) -> Happening:
         if not (ended.harmless and alert.writer.category == "unknown")
     ]
     causes = [_cause(alert) for alert in alerts]
-    if not refused and not ended.harmless:
+    if not refused:
         told = {alert.reason for alert in alerts}
-        causes += [b.code for b in _notable(ended.judgement) if b.code not in told]
+        causes += [
+            because.code
+            for because in _notable(ended.judgement)
+            if because.code not in told and (not ended.harmless or because.code in _FOREIGN)
+        ]
     return Happening(ended.at, refused, tuple(dict.fromkeys(causes)))
 
 
@@ -151,7 +159,7 @@ def page_of(page: Page, last: Notice, name: str) -> Notice:
         kind=Kind.PAGE,
         title=f"sealrun: needs you in {visible(last.repository, 60)}",
         text=f"{visible(what)}; the last one:\n{last.text}",
-        harmless=False,
+        quiet=False,
     )
 
 
@@ -183,6 +191,12 @@ def _kind(ended: Ended, alerts: Sequence[Alert]) -> Kind | None:
 
 def _foreign(alerts: Iterable[Alert]) -> list[Alert]:
     return [alert for alert in alerts if alert.writer.category not in _OWN]
+
+
+def _names_foreign(alerts: Iterable[Alert], reasons: Iterable[Because]) -> bool:
+    return any(alert.writer.category == "foreign" for alert in alerts) or any(
+        because.code in _FOREIGN for because in reasons
+    )
 
 
 def _notable(judgement: Judgement | None) -> list[Because]:

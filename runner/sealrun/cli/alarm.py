@@ -125,7 +125,7 @@ def _document(one: Channel) -> dict[str, Any]:
         "name": one.told.name,
         "type": one.told.channel.type,
         "kinds": [kind.value for kind in one.told.channel.kinds],
-        "harmless": one.told.channel.harmless,
+        "quiet": one.told.channel.quiet,
         "leads_to": one.told.origin,
         "state": one.health.value,
         "why": one.why,
