@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
+import pty
+import re
 import signal
 import sqlite3
 import subprocess
@@ -15,8 +18,17 @@ import pytest
 from _cli import SEALRUN, Cli
 from _ledger import HOSTILE, alert, ledger_at, opened, write_run
 from sealrun.cli.alerts import Wanted, brief_writer, parse_anchor, prefixes
-from sealrun.errors import UsageError
-from sealrun.ledger import Anchor, Ledger, Process, Recorded, WriterFacts, new_ulid
+from sealrun.errors import LedgerError, UsageError
+from sealrun.ledger import (
+    AlertAccepted,
+    Anchor,
+    ForeignState,
+    Ledger,
+    Process,
+    Recorded,
+    WriterFacts,
+    new_ulid,
+)
 from sealrun.state import repository_id
 
 if TYPE_CHECKING:
@@ -108,7 +120,8 @@ def test_the_table_has_what_a_reader_asks_first(place: Place) -> None:
         run = ledger.shortest(first)
     header, newest, many, oldest = place("alerts").stdout.splitlines()
     assert header.split() == [
-        *("alert", "when", "run", "phase", "path", "change", "writer", "count", "restored")
+        *("alert", "state", "when", "run", "phase", "path", "change"),
+        *("writer", "count", "restored"),
     ]
     assert "data/shard.bin" in newest
     assert "src/a.py and 2 more" in many
@@ -219,6 +232,157 @@ def test_candidates_are_no_writers() -> None:
     assert not Wanted(writer="black").holds(recorded)
     assert Wanted(writer="unknown").holds(recorded)
     assert brief_writer(named.writer) == "unavailable"
+
+
+# -- over several runs ---------------------------------------------------------------------------
+
+
+def test_an_alert_of_two_runs_is_found_by_either(place: Place) -> None:
+    """A run shows what it saw of an alert, whichever run saw it first; filters take all its paths."""
+    first, second = two_runs(place)
+    with place.ledger() as ledger:
+        one = alert(first, path="a.py", paths=("a.py", "b.py"), writer=RUFF)
+        ledger.append(one)
+        ledger.append(alert(second, id=one.id, path="b.py", count=2, writer=RUFF))
+        assert [a.event.count for a in ledger.run(first).alerts if a.event.id == one.id] == [1]
+        assert [a.event.count for a in ledger.run(second).alerts if a.event.id == one.id] == [2]
+        assert [a.event.id for a in ledger.alerts(path="a.py")] == [one.id]
+    assert "a.py: modified" in place("show", first).stdout
+    assert "b.py: modified" in place("show", second).stdout
+    for arguments, count in (((), 2), (("--run", first), 1), (("--run", second), 2)):
+        (row,) = [a for a in place.json("alerts", *arguments)["alerts"] if a["id"] == one.id]
+        assert row["count"] == count
+    (row,) = place.json("alerts", "--path", "a.py")["alerts"]
+    assert (row["path"], row["all_paths"], row["runs"]) == (
+        "b.py",
+        ["a.py", "b.py"],
+        [first, second],
+    )
+    assert "seen in 2 runs" in place("alerts", one.id).stdout
+
+
+def test_evidence_is_hashed_again_when_shown(place: Place, tmp_path: Path) -> None:
+    """An alert shows whether its kept bytes are what they were, were changed, or are gone."""
+    kept = tmp_path / "kept"
+    kept.write_bytes(b"foreign")
+    state = ForeignState(
+        path="train.py",
+        change="modified",
+        evidence=str(kept),
+        sha256=hashlib.sha256(b"foreign").hexdigest(),
+    )
+    with place.ledger() as ledger:
+        one = alert(None, states=(state,), cure="Switch it off.")
+        ledger.append(one)
+    shown = place("alerts", one.id).stdout
+    assert "kept train.py: its evidence is as it was taken" in shown
+    assert "cure  Switch it off." in shown
+    kept.write_bytes(b"forged")
+    assert "its evidence was changed after it was taken" in place("alerts", one.id).stdout
+    kept.unlink()
+    assert "its evidence is missing (No such file or directory)" in place("alerts", one.id).stdout
+
+
+# -- accepting -----------------------------------------------------------------------------------
+
+
+def accept(place: Place, *arguments: str, answer: str | None = None) -> tuple[int, str]:
+    """Call ``alerts accept`` on a terminal of its own; answer None types the code shown."""
+    pid, terminal = pty.fork()
+    if pid == 0:  # pragma: no cover - the child becomes the command
+        os.chdir(place.directory)
+        command = [str(SEALRUN), "alerts", "accept", *arguments]
+        os.execve(SEALRUN, command, place.environment)  # noqa: S606 - no shell
+    shown = ""
+    with contextlib.suppress(OSError):
+        while not (code := re.search(r"Type (\d{6}) to accept", shown)):
+            shown += os.read(terminal, 4096).decode()
+        os.write(terminal, f"{code[1] if answer is None else answer}\n".encode())
+        while True:
+            shown += os.read(terminal, 4096).decode()
+    _, status = os.waitpid(pid, 0)
+    os.close(terminal)
+    return os.waitstatus_to_exitcode(status), shown
+
+
+def test_a_human_accepts_at_a_terminal(place: Place) -> None:
+    """Who accepted, where and why is on record; the alert is closed, and opens on other bytes."""
+    with place.ledger() as ledger:
+        one = alert(None, diff="-a\n+\x1b[2Jb", writer=RUFF)
+        ledger.append(one)
+        ledger.append(alert(None, path="other.py"))
+    assert len(place.found("--open")) == 2
+    status, shown = accept(place, one.id[:20], "--reason", "our own formatter")
+    assert status == 0, shown
+    for words in ("train.py", "ruff format", "our own formatter", "will not be flagged"):
+        assert words in shown
+    assert "\x1b[2J" not in shown
+    assert place.found("--open") == ["other.py"]
+    (row,) = place.json("alerts", "--path", "train.py")["alerts"]
+    assert row["state"] == "accepted"
+    assert row["accepted"]["reason"] == "our own formatter"
+    assert row["accepted"]["uid"] == os.getuid()
+    assert row["accepted"]["terminal"].startswith("/dev/")
+    assert "accepted by" in place("alerts", one.id).stdout
+    assert accept(place, one.id, "--reason", "again", answer="x")[0] == 0
+    with place.ledger() as ledger:
+        assert len(ledger.events(AlertAccepted)) == 1
+        other = ForeignState(path="train.py", change="modified", after="git-sha1:" + "1" * 40)
+        ledger.append(alert(None, id=one.id, states=(other,), writer=RUFF, count=2))
+    assert sorted(place.found("--open")) == ["other.py", "train.py"]
+    assert "other bytes came later" in place("alerts", one.id).stdout
+    assert breaks(place, status=0) == []
+
+
+def test_nobody_else_accepts(place: Place) -> None:
+    """Without a terminal, with a wrong code, or without a reason nothing is accepted."""
+    with place.ledger() as ledger:
+        one = alert(None)
+        ledger.append(one)
+    done = place("alerts", "accept", one.id, "--reason", "because", status=None)
+    if done.returncode != 121:
+        pytest.fail(done.stderr)
+    assert "a person at a terminal" in done.stderr
+    status, shown = accept(place, one.id, "--reason", "because", answer="000000x")
+    assert status == 121, shown
+    for arguments in (
+        (one.id,),
+        (one.id, "--reason", "  "),
+        ("--reason", "x"),
+        (one.id, one.id, "--reason", "x"),
+        ("0ZZZ", "--reason", "x"),
+        (one.id, "--reason", "x", "--open"),
+    ):
+        place("alerts", "accept", *arguments, status=2)
+    place("alerts", one.id, "--reason", "x", status=2)
+    assert place.found("--open") == ["train.py"]
+
+
+def test_nothing_shown_asks_a_program_to_accept(place: Place) -> None:
+    """Neither the list nor an alert tells its reader how to accept it."""
+    two_runs(place)
+    for one in place.json("alerts")["alerts"]:
+        assert "accept" not in place("alerts", one["id"]).stdout
+    done = place("alerts")
+    assert "accept" not in done.stdout + done.stderr
+
+
+def test_an_acceptance_belongs_to_an_event_of_its_alert(place: Place) -> None:
+    """The ledger takes no acceptance of an alert that it does not hold."""
+    with place.ledger() as ledger:
+        ledger.append(alert(None))
+        other = alert(None)
+        ledger.append(other)
+        for accepted in (
+            AlertAccepted(alert=new_ulid(), upto=1, reason="x"),
+            AlertAccepted(alert=other.id, upto=1, reason="x"),
+        ):
+            with pytest.raises(LedgerError, match="none of alert"):
+                ledger.append(accepted)
+        ledger.append(AlertAccepted(alert=other.id, upto=2, reason="x"))
+        assert ledger.projections_hold()
+        ledger.rebuild()
+        assert ledger.verify_chain().sound
 
 
 # -- following -----------------------------------------------------------------------------------
@@ -352,7 +516,8 @@ def test_a_chain_cut_at_its_end_is_found_against_an_anchor(place: Place) -> None
     """Without its last events the chain holds by itself, and not against a head kept elsewhere."""
     two_runs(place)
     head = place("alerts", "--head").stdout.strip()
-    tampered(place, "DELETE FROM alerts WHERE seq = 5", "DELETE FROM events WHERE seq = 5")
+    tables = ("alerts", "alert_paths", "events")
+    tampered(place, *(f"DELETE FROM {table} WHERE seq = 5" for table in tables))  # noqa: S608 - ours
     assert breaks(place, status=0) == []
     assert breaks(place, "--anchor", head) == ["truncated"]
 

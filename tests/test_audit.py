@@ -813,13 +813,19 @@ def test_no_record_is_no_error(sealrun: Cli) -> None:
     assert sealrun.json("audit")["suspects"]["repeat"] == []
 
 
+@pytest.mark.parametrize("severity", [None, "note"])
 def test_the_record_names_what_rests_on_a_number_that_does_not_count(
-    sealrun: Cli, repo: Repo
+    sealrun: Cli, repo: Repo, severity: str | None
 ) -> None:
-    """From the first contaminated number on: what was compared with it, built on it, is to repeat."""
+    """From the first contaminated number on: what was compared with it, built on it, is to repeat.
+
+    A commit that holds foreign bytes counts under no policy, also where it is merely noted.
+    """
     identity = repository_id(repo.path / ".git")
     assert identity is not None
-    foreign = Judgement(kind="flagged", reasons=(Because(code="contains-foreign"),))
+    foreign = Judgement(
+        kind="flagged", reasons=(Because(code="contains-foreign", severity=severity),)
+    )
     changed = Judgement(kind="flagged", reasons=(Because(code="data-changed"),))
     noted = Judgement(kind="flagged", reasons=(Because(code="edit-unattributed"),))
     told = (

@@ -426,8 +426,13 @@ def test_filters(ledger: Ledger) -> None:
 def test_the_best_run(ledger: Ledger) -> None:
     """The best number is that of a run that succeeded and whose number belongs to its commit."""
 
-    def wrote(value: float | None, reason: str | None = None, outcome: str = "succeeded") -> str:
-        reasons = (Because(code=reason),) if reason else ()
+    def wrote(
+        value: float | None,
+        reason: str | None = None,
+        outcome: str = "succeeded",
+        severity: str | None = None,
+    ) -> str:
+        reasons = (Because(code=reason, severity=severity),) if reason else ()
         verdict = Judgement(kind="flagged" if reason else "clean", reasons=reasons)
         metric = MetricFacts(name="loss", value=value, direction="minimize")
         return write_run(ledger, metric=metric, verdict=verdict, outcome=outcome)
@@ -436,6 +441,7 @@ def test_the_best_run(ledger: Ledger) -> None:
     harmless = wrote(0.3, "edit-foreign")
     wrote(0.3)
     wrote(0.1, "contains-foreign")
+    wrote(0.1, "contains-foreign", severity="note")
     wrote(0.1, "no-such-code")
     wrote(0.1, outcome="failed")
     wrote(math.nan)

@@ -16,6 +16,7 @@ Rules that this module keeps:
 
 from __future__ import annotations
 
+import hashlib
 import re
 from bisect import bisect_left
 from collections import Counter
@@ -45,6 +46,8 @@ _REPLACED, _INSERTED, _WHOLE = 6, 24, 40
 #: How alike two lines are of which one is an edit of the other (difflib's ratio); the longest lines,
 #: in characters, that are compared so, and how often for one file.
 _ALIKE, _LONG, _COMPARED = 0.6, 400, 1000
+#: Digits of a hunk's digest.
+_DIGITS = 32
 #: Places of one line at which a whole hunk is tried.
 _TRIED = 20
 
@@ -68,6 +71,7 @@ class Foreign:
         blob: git's id of ``after``, for where the bytes were not kept.
         base: id of the commit that ``before`` is of; None where it is not known.
         removed: the foreign writer left nothing at the path.
+        settled: digests of hunks (``hunk_digests``) that are not looked for: a human accepted them.
     """
 
     alert: str
@@ -78,6 +82,7 @@ class Foreign:
     blob: str | None = None
     base: str | None = None
     removed: bool = False
+    settled: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -133,6 +138,21 @@ def contained(
     return tuple(sorted(found.values(), key=lambda hit: hit.path))
 
 
+def hunk_digests(before: bytes | None, after: bytes | None) -> tuple[str, ...]:
+    """Return a short digest for each hunk of a change that says something, in order, each once.
+
+    The same replacement elsewhere in the file, or in a later state of it, has the same digest.
+    Contents that cannot be compared by lines have none.
+    """
+    if not _is_comparable(before, after):
+        return ()
+    found: dict[str, None] = {}
+    for change in _changes(before or b"", after or b""):
+        if change.taken or change.brought:
+            found.setdefault(change.digest)
+    return tuple(found)
+
+
 # -- a commit ------------------------------------------------------------------------------------
 
 
@@ -177,7 +197,7 @@ class _Lookup:
         if not _is_comparable(foreign.before, foreign.after):
             return
         before, after = foreign.before or b"", foreign.after or b""
-        changes = list(_changes(before, after))
+        changes = [c for c in _changes(before, after) if c.digest not in foreign.settled]
         if here is not None:
             search = self._search(before, here)
             if search is None:
@@ -185,7 +205,9 @@ class _Lookup:
             cures = [(change, search.cure(change)) for change in changes]
             if found := [cure for _, cure in cures if cure is not None]:
                 yield _hunk(foreign, here, found, self.tree.read(here))
-            elif not changes and (words := _ends(here.path, before, after, self.tree.read(here))):
+            elif not (changes or foreign.settled) and (
+                words := _ends(here.path, before, after, self.tree.read(here))
+            ):
                 yield Laundered(
                     *(foreign.alert, here.path, "hunk", (), (words,)), foreign.writer, foreign.path
                 )
@@ -265,6 +287,14 @@ class _Change:
     come: tuple[bytes, ...]
     taken: Counter[bytes]
     brought: Counter[bytes]
+
+    @property
+    def digest(self) -> str:
+        """Of what was replaced by what, wherever."""
+        digest = hashlib.sha256(b"%d" % len(self.gone))
+        for line in (*self.gone, *self.come):
+            digest.update(b" %d " % len(line) + line)
+        return digest.hexdigest()[:_DIGITS]
 
 
 def _changes(before: bytes, after: bytes) -> Iterator[_Change]:

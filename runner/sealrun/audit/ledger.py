@@ -1,7 +1,8 @@
 """From the runs of a ledger to what an audit compares: their numbers, and whether each counts. Pure.
 
 Rules: a run without a number takes no part; whether a number counts is read from its verdict, never
-judged anew.
+judged anew. A commit that holds what the loop did not choose never counts, however mild its policy
+was: the number belongs to the commit, and the commit is contaminated.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sealrun.audit.suspects import Measured
-from sealrun.ledger.projections import severity
-from sealrun.reasons import Reason, Severity
+from sealrun.ledger.projections import IN_COMMIT, severity
+from sealrun.reasons import Severity
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from sealrun.ledger import Judgement, RunRecord
 
 _HARMLESS = {Severity.NOTE, Severity.FLAG_HARMLESS}
-#: Reasons that say that the commit itself holds what the loop did not choose.
-_IN_COMMIT = {Reason.CONTAINS_FOREIGN, Reason.INTENT_DIFFERS}
 
 
 def measured(records: Iterable[RunRecord]) -> list[Measured]:
@@ -32,6 +31,7 @@ def measured(records: Iterable[RunRecord]) -> list[Measured]:
         judged = record.ended.verdict if record.ended else None
         if metric is None or metric.value is None or judged is None:
             continue
+        foreign = any(reason.code in IN_COMMIT for reason in judged.reasons)
         found.append(
             Measured(
                 run=record.run,
@@ -39,8 +39,8 @@ def measured(records: Iterable[RunRecord]) -> list[Measured]:
                 metric=metric.name,
                 value=metric.value,
                 maximize={"minimize": False, "maximize": True}.get(metric.direction or ""),
-                trusted=_counts(judged),
-                foreign=any(reason.code in _IN_COMMIT for reason in judged.reasons),
+                trusted=_counts(judged) and not foreign,
+                foreign=foreign,
             )
         )
     return found

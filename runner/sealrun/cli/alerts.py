@@ -1,9 +1,12 @@
-"""``sealrun alerts``: the mutations on record, and whether the record itself holds.
+"""``sealrun alerts``: the mutations on record, what is open, and whether the record itself holds.
 
 Rules that this module keeps:
 
-- It reads; it never begins a ledger and changes nothing.
-- One row an alert, in its latest state, read from the events and not from their index.
+- It reads; it never begins a ledger. The one thing that it writes is an acceptance, and that only a
+  human at a terminal can make it write.
+- One row an alert, in its latest state, read from the events and not from their index; asked about
+  one run, in its state then.
+- Evidence that is shown is hashed again first; what is missing or changed is said.
 - An unknown writer is ``unavailable``; a candidate is no writer, and no filter finds it as one.
 - The chain proves that no event was edited, removed or moved. That it was not cut at its end, or
   written anew as a whole, only an anchor shows that was kept elsewhere; a sound answer without one
@@ -41,20 +44,29 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
+    from sealrun.alerts import Standing
     from sealrun.ledger import Alert, Anchor, ChainReport, Ledger, Recorded, WriterFacts
 
 #: Characters of an alert's id in the table, at least.
 _SHORTEST = 8
 #: Milliseconds between two looks for new alerts.
 _EVERY = 500
-_COLUMNS = ("alert", "when", "run", "phase", "path", "change", "writer", "count", "restored")
+_COLUMNS = (
+    *("alert", "state", "when", "run", "phase", "path", "change", "writer", "count", "restored"),
+)
+#: Lines of one alert's states, and of its diff when a human is asked.
+_STATES, _DIFF = 50, 40
 _ANCHOR = re.compile(r"([1-9]\d{0,17}):([0-9a-f]{64})")
 
 
 def command(
-    alert: Annotated[
-        str | None,
-        typer.Argument(metavar="ID", help="An alert's id or its beginning: show this one whole."),
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[accept] [ID]",
+            help="An alert's id or its beginning: show this one whole. After the word accept: a "
+            "human at a terminal accepts it.",
+        ),
     ] = None,
     count: Annotated[
         int | None, typer.Option("-n", "--count", min=1, help="At most so many, the newest.")
@@ -93,12 +105,20 @@ def command(
         str | None,
         typer.Option(metavar="SEQ:HASH", help="With --verify-chain: a head that was kept earlier."),
     ] = None,
+    only_open: Annotated[
+        bool, typer.Option("--open", help="Only those that nobody has accepted.")
+    ] = False,
+    reason: Annotated[
+        str | None, typer.Option(help="With accept: why these bytes are all right.")
+    ] = None,
     json: Annotated[
         bool,
         typer.Option("--json", help="Print a JSON document; with --follow, one object a line."),
     ] = False,
 ) -> Status:
     """List the mutations on record, the newest first; show one; check the record.
+
+    An alert is open until a human accepts it: each later commit is searched for its bytes.
 
     With --verify-chain it exits with 121 where the record was tampered with: an event was edited,
     removed or moved, or, against --anchor, the chain was cut or written anew.
@@ -107,10 +127,12 @@ def command(
     """
     from sealrun.verdict import Phase
 
-    filters = (count, run, path, writer, phase, since_)
+    accept, alert = parse_words(words or [], reason)
+    filters = (count, run, path, writer, phase, since_, only_open or None)
     _check_modes(
         {
-            "ID": alert is not None,
+            "accept": accept,
+            "ID": alert is not None and not accept,
             "--follow": follow,
             "--head": head,
             "--verify-chain": verify_chain,
@@ -127,15 +149,36 @@ def command(
         if verify_chain:
             return _verify(here, known, json=json)
         if alert is not None:
-            return _show(here, alert, json=json)
+            return _accept(here, alert, reason or "") if accept else _show(here, alert, json=json)
         if run is not None:
             if here.ledger is None:
                 raise no_such_run(run)
             run = here.ledger.resolve(run)
-        wanted = Wanted(run, path, writer, phases, moment)
+        wanted = Wanted(run, path, writer, phases, moment, only_open)
         if follow:
             return _follow(here, wanted, count, json=json)
         return _list(here, wanted, count, json=json)
+
+
+def parse_words(words: Sequence[str], reason: str | None) -> tuple[bool, str | None]:
+    """Return whether an alert is to be accepted, and which is meant.
+
+    Raises:
+        UsageError: the words make no call of this command.
+    """
+    # No alert's id begins like this: ULIDs begin with a digit.
+    accept = words[:1] == ["accept"]
+    names = words[1:] if accept else words
+    if len(names) > 1 or (accept and not names):
+        raise UsageError(
+            "one alert is needed" if accept else f"{names[1]!r} is one word too many",
+            hint="sealrun alerts --help shows how it is called.",
+        )
+    if accept != (reason is not None and bool(reason.strip())):
+        raise UsageError(
+            "accept needs --reason with some words" if accept else "--reason belongs to accept"
+        )
+    return accept, names[0] if names else None
 
 
 def _check_modes(modes: dict[str, bool], *, filtered: bool, anchored: bool) -> None:
@@ -165,6 +208,7 @@ class Wanted:
         writer: part of the writer's program, command line or class, in either case.
         phases: any of these.
         since: last seen at or after; UTC as the ledger writes it.
+        open: only those that nobody has accepted.
     """
 
     run: str | None = None
@@ -172,9 +216,14 @@ class Wanted:
     writer: str | None = None
     phases: tuple[str, ...] = ()
     since: str | None = None
+    open: bool = False
 
-    def holds(self, recorded: Recorded[Alert]) -> bool:
-        """Tell whether an alert is wanted."""
+    def holds(self, recorded: Recorded[Alert], paths: Iterable[str] = ()) -> bool:
+        """Tell whether an alert is wanted; whether it is open is not looked at.
+
+        Args:
+            paths: that it was about on other occasions.
+        """
         alert = recorded.event
         if self.run is not None and alert.run != self.run:
             return False
@@ -184,7 +233,7 @@ class Wanted:
             return False
         pattern = self.path
         if pattern is not None and not any(
-            fnmatch.fnmatchcase(one, pattern) for one in (alert.path, *alert.paths)
+            fnmatch.fnmatchcase(one, pattern) for one in (alert.path, *alert.paths, *paths)
         ):
             return False
         part = self.writer
@@ -203,18 +252,23 @@ def _names(writer: WriterFacts) -> Iterator[str]:
     yield shlex.join(writer.process.cmdline)
 
 
-def latest(ledger: Ledger | None) -> list[Recorded[Alert]]:
-    """Return each alert in its latest state, the newest first.
+def latest(ledger: Ledger | None, run: str | None = None) -> tuple[Standing, ...]:
+    """Return each alert as it stands, the newest first.
 
     They come from the events themselves, which the chain covers, not from the index of them.
+
+    Args:
+        run: take what was seen in this run alone.
     """
-    from sealrun.ledger import Alert
+    from sealrun.alerts import stand
+    from sealrun.ledger import Alert, AlertAccepted
 
-    states = {one.event.id: one for one in (ledger.events(Alert) if ledger else ())}
-    return sorted(states.values(), key=lambda one: one.seq, reverse=True)
+    if ledger is None:
+        return ()
+    return stand(ledger.events(Alert, run=run), ledger.events(AlertAccepted))
 
 
-def find_alert(alerts: Sequence[Recorded[Alert]], name: str) -> Recorded[Alert]:
+def find_alert(alerts: Sequence[Standing], name: str) -> Standing:
     """Return the one alert whose id begins like this.
 
     Raises:
@@ -223,11 +277,11 @@ def find_alert(alerts: Sequence[Recorded[Alert]], name: str) -> Recorded[Alert]:
     from sealrun.ledger.ulid import canonical_prefix
 
     prefix = canonical_prefix(name)
-    found = [one for one in alerts if prefix is not None and one.event.id.startswith(prefix)]
+    found = [one for one in alerts if prefix is not None and one.id.startswith(prefix)]
     if not found:
         raise UsageError(f"there is no alert {name!r} here", hint="sealrun alerts lists them.")
     if len(found) > 1:
-        ids = ", ".join(one.event.id for one in found[:10])
+        ids = ", ".join(one.id for one in found[:10])
         raise UsageError(
             f"alert {name!r} is ambiguous: {ids}{', …' if len(found) > 10 else ''}",  # noqa: PLR2004 - as listed
             hint="Give more characters of its id.",
@@ -252,23 +306,44 @@ def prefixes(ids: Iterable[str]) -> dict[str, str]:
 
 
 def _list(here: Here, wanted: Wanted, count: int | None, *, json: bool) -> Status:
-    from sealrun.ledger import alert_document
-
     screen = console.current()
     everything = latest(here.ledger)
-    found = [one for one in everything if wanted.holds(one)][:count]
+    among = everything if wanted.run is None else latest(here.ledger, wanted.run)
+    found = [
+        one
+        for one in among
+        if wanted.holds(one.alert, one.paths) and (one.is_open or not wanted.open)
+    ][:count]
     if json:
-        screen.json({"alerts": [alert_document(one) for one in found]})
+        screen.json({"alerts": [_document(one) for one in found]})
     elif here.ledger is None or not everything:
         screen.say("no alert is on record")
     elif not found:
         screen.say("no alert matches")
     else:
-        screen.table(_table(here.ledger, found, prefixes(one.event.id for one in everything)))
+        screen.table(_table(here.ledger, found, prefixes(one.id for one in everything)))
     return Status.OK
 
 
-def _table(ledger: Ledger, alerts: list[Recorded[Alert]], short: dict[str, str]) -> Table:
+def _document(one: Standing) -> dict[str, Any]:
+    """Return an alert as JSON: its latest event, and how it stands."""
+    from sealrun.ledger import alert_document
+    from sealrun.ledger.codec import to_document
+
+    accepted: dict[str, Any] | None = None
+    if one.accepted is not None:
+        accepted = {"seq": one.accepted.seq, "at": one.accepted.at}
+        accepted |= to_document(one.accepted.event)[0]
+    return {
+        **alert_document(one.alert),
+        "state": one.state,
+        "accepted": accepted,
+        "all_paths": list(one.paths),
+        "runs": list(one.runs),
+    }
+
+
+def _table(ledger: Ledger, alerts: list[Standing], short: dict[str, str]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
@@ -280,16 +355,17 @@ def _table(ledger: Ledger, alerts: list[Recorded[Alert]], short: dict[str, str])
             justify="right" if name == "count" else "left",
         )
     for one in alerts:
-        cells = _cells(ledger, one, short[one.event.id])
+        cells = _cells(ledger, one, short[one.id])
         shown.add_row(*(Text(visible(cell), no_wrap=True, overflow="ellipsis") for cell in cells))
     return shown
 
 
-def _cells(ledger: Ledger, recorded: Recorded[Alert], short: str) -> tuple[str | None, ...]:
-    alert = recorded.event
+def _cells(ledger: Ledger, one: Standing, short: str) -> tuple[str | None, ...]:
+    alert = one.alert.event
     return (
         short,
-        local_time(alert.last_at or recorded.at),
+        one.state,
+        local_time(alert.last_at or one.alert.at),
         ledger.shortest(alert.run) if alert.run else None,
         alert.phase,
         paths_in_words(alert),
@@ -318,19 +394,94 @@ def brief_writer(writer: WriterFacts) -> str:
 
 def _show(here: Here, name: str, *, json: bool) -> Status:
     from sealrun.cli.show import mutation
-    from sealrun.ledger import alert_document
 
     found = find_alert(latest(here.ledger), name)
     screen = console.current()
     if json:
-        screen.json({"alert": alert_document(found)})
+        screen.json({"alert": _document(found)})
         return Status.OK
-    screen.data(f"alert {visible(found.event.id)}")
-    screen.data(f"run   {visible(found.event.run or 'none: between runs')}")
+    alert = found.alert.event
+    screen.data(f"alert {visible(found.id)}")
+    screen.data(f"run   {visible(alert.run or 'none: between runs')}")
+    if len(found.runs) > 1:
+        screen.data(f"      seen in {len(found.runs)} runs, first in {visible(found.runs[0])}")
+    screen.data(f"state {visible(_state(found))}")
+    if alert.cure:
+        screen.data(f"cure  {visible(alert.cure)}")
     screen.data("")
-    for line in mutation(found):
+    for line in mutation(found.alert):
+        screen.data(line)
+    for line in _evidence(found):
         screen.data(line)
     return Status.OK
+
+
+def _state(one: Standing) -> str:
+    if one.accepted is None:
+        return one.state
+    event = one.accepted.event
+    who = event.login or event.uid
+    words = f"accepted by {who}, {local_time(one.accepted.at, seconds=True)}: {event.reason}"
+    return f"open: other bytes came later; before, {words}" if one.is_open else words
+
+
+def _evidence(one: Standing) -> Iterator[str]:
+    """Yield for each foreign state that is on record whether its bytes are still what they were."""
+    from sealrun.alerts import read_evidence
+
+    shown = [state for state in one.states if state.sha256 is not None]
+    for state in shown[:_STATES]:
+        _, problem = read_evidence(state.evidence, state.sha256)
+        yield f"  kept {visible(state.path)}: {problem or 'its evidence is as it was taken'}"
+    if len(shown) > _STATES:
+        yield f"  and {len(shown) - _STATES} more; --json lists them all"
+
+
+# -- accepting -----------------------------------------------------------------------------------
+
+
+def _accept(here: Here, name: str, reason: str) -> Status:
+    from sealrun import facts
+    from sealrun.cli.human import confirm
+    from sealrun.ledger import AlertAccepted, open_ledger
+
+    found = find_alert(latest(here.ledger), name)
+    screen = console.current()
+    if not found.is_open:
+        screen.say(f"alert {found.id} waits for nobody: {_state(found)}")
+        return Status.OK
+    terminal = confirm(_question(found, reason), "accept")
+    host = facts.host()
+    event = AlertAccepted(
+        alert=found.id,
+        upto=found.alert.seq,
+        reason=reason,
+        uid=host.uid,
+        login=host.user,
+        terminal=terminal,
+    )
+    place = here.places.ledger(here.repository)
+    with open_ledger(place, here.repository, pinned_refs_exist=True, create=True) as ledger:
+        ledger.append(event)
+    screen.say(f"accepted: the bytes of alert {found.id} until now")
+    return Status.OK
+
+
+def _question(one: Standing, reason: str) -> Iterator[str]:
+    from sealrun.cli.show import writer_in_words
+
+    alert = one.alert.event
+    yield f"Alert {one.id}, seen {alert.count} times"
+    yield f"  writer: {writer_in_words(alert.writer)}"
+    yield from (f"  {path}" for path in one.paths[:_STATES])
+    if len(one.paths) > _STATES:
+        yield f"  and {len(one.paths) - _STATES} more paths"
+    diff = (alert.diff or "").split("\n")
+    yield from (f"  | {line}" for line in diff[:_DIFF])
+    if len(diff) > _DIFF:
+        yield f"  | {len(diff) - _DIFF} more lines"
+    yield "Commits that hold these bytes will not be flagged for them any more."
+    yield f"  reason: {reason}"
 
 
 # -- following -----------------------------------------------------------------------------------

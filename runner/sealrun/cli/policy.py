@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json as json_module
-import os
-import secrets
 from pathlib import Path  # noqa: TC003 - typer reads annotations at run time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sealrun.cli import console
-from sealrun.errors import Refused, Status, UsageError
+from sealrun.errors import Status, UsageError
 
 if TYPE_CHECKING:
     from sealrun.git import Repository
@@ -133,33 +131,12 @@ def approve(
 
 
 def _confirm(tree: CommittedTree, rows: list[tuple[str, str, str]]) -> str:
-    """Ask on the controlling terminal (tty(4)), past any redirection; return the terminal's name.
+    """Ask a human; return the terminal's name."""
+    from sealrun.cli.human import confirm
 
-    Raises:
-        Refused: there is no controlling terminal, or the code was not typed.
-    """
-    try:
-        terminal = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
-    except OSError as error:
-        raise Refused(
-            "this needs a person at a terminal",
-            hint="The owner of this loop decides; there is nothing to do from a program.",
-        ) from error
-    code = f"{secrets.randbelow(10**6):06d}"
     lines = [f"Commit {tree.commit[:12]}: {tree.subject}"]
     lines += [f"  {what}: {approved} -> {asked}" for what, approved, asked in rows]
-    lines.append(f"Type {code} to approve, anything else to leave it as it is: ")
-    try:
-        os.write(terminal, "\n".join(console.printable(line) for line in lines).encode())
-        typed = os.read(terminal, 128).decode("utf-8", "replace").strip()
-        name = os.ttyname(terminal)
-    except OSError as error:
-        raise Refused(f"the terminal could not be read: {error.strerror}") from error
-    finally:
-        os.close(terminal)
-    if typed != code:
-        raise Refused("not approved: the code was not typed; nothing changed")
-    return name
+    return confirm(lines, "approve")
 
 
 def _identity(repository: Repository) -> str:

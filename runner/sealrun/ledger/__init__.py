@@ -10,6 +10,7 @@ from sealrun.ledger.alive import is_alive
 from sealrun.ledger.chain import Anchor, Break, ChainReport
 from sealrun.ledger.events import (
     Alert,
+    AlertAccepted,
     Approval,
     BaseMade,
     Because,
@@ -19,6 +20,7 @@ from sealrun.ledger.events import (
     EngineFacts,
     EnvironmentMade,
     Event,
+    ForeignState,
     HostFacts,
     Judgement,
     LayerFacts,
@@ -43,6 +45,7 @@ from sealrun.ledger.ulid import new_ulid as new_run_id
 
 __all__ = [
     "Alert",
+    "AlertAccepted",
     "Anchor",
     "Approval",
     "BaseMade",
@@ -56,6 +59,7 @@ __all__ = [
     "EnvironmentMade",
     "Event",
     "Filter",
+    "ForeignState",
     "HostFacts",
     "Judgement",
     "LayerFacts",

@@ -456,11 +456,47 @@ class WriterFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Alert(Event):
-    """A mutation on record. The same mutation seen again is a later event with the same ``id``.
+class ForeignState:
+    """What a writer left at one path.
 
     Attributes:
-        id: ULID of the alert.
+        path: below the workspace, or absolute outside it.
+        change: ``modified``, ``created``, ``deleted``, ``mode-changed``, …
+        commit: full id of the commit that the path was compared with.
+        before: digest of the committed content with its algorithm (``git-sha1:…``); None if none.
+        after: digest of what was left, in the same algorithm; None if it has no content.
+        before_sha256: of the kept copy of the committed content.
+        before_evidence: path of that copy.
+        sha256: of what was left.
+        evidence: path of the kept bytes, which are its beginning where it was large.
+        hunks: digests of what was done to it, wherever in the file (``alerts.hunk_digests``).
+        count: how often it was seen on this occasion.
+        restored: whether the committed content was back at the last look.
+    """
+
+    path: str
+    change: str
+    commit: str | None = None
+    before: str | None = None
+    after: str | None = None
+    before_sha256: str | None = None
+    before_evidence: str | None = None
+    sha256: str | None = None
+    evidence: str | None = None
+    hunks: tuple[str, ...] = ()
+    count: int = 1
+    restored: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alert(Event):
+    """A change that somebody made, on record. The same one seen again is a later event of its id.
+
+    One program's run over many files is one alert. Each event tells of one occasion; what an alert
+    is about is all of its events.
+
+    Attributes:
+        id: ULID of the alert; its first event may belong to an earlier run.
         path: below the workspace; the first, where one change touched several.
         paths: all of them, where one change touched several.
         phase: ``before-commit``, ``after-commit``, ``during-run`` or ``in-container``.
@@ -472,10 +508,12 @@ class Alert(Event):
         after: sha256 of the bytes found.
         evidence: path of the kept bytes.
         writer: who did it.
-        first_at: when it was first seen.
+        first_at: when it was first seen, on any occasion.
         last_at: when it was last seen.
-        count: how often it was seen.
+        count: how often it was seen, this and all earlier occasions together.
         restored: whether the committed bytes were back at the last look.
+        states: what was left at each path on this occasion; empty in alerts of older versions.
+        cure: what keeps it from happening again, in a sentence.
     """
 
     kind: ClassVar[str] = "alert"
@@ -496,6 +534,31 @@ class Alert(Event):
     last_at: str | None = None
     count: int = 1
     restored: bool | None = None
+    states: tuple[ForeignState, ...] = ()
+    cure: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlertAccepted(Event):
+    """A human accepted what an alert told of until then; the same bytes are not foreign any more.
+
+    Attributes:
+        alert: its id.
+        upto: number of the alert's last event that was accepted; later ones may tell of other bytes.
+        reason: in the human's words.
+        uid: who accepted.
+        login: who accepted, by name.
+        terminal: where, e.g. ``/dev/pts/3``.
+    """
+
+    kind: ClassVar[str] = "alert-accepted"
+
+    alert: str
+    upto: int
+    reason: str
+    uid: int | None = None
+    login: str | None = None
+    terminal: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -645,6 +708,7 @@ KINDS: dict[str, type[Event]] = {
         RunProgress,
         RunEnded,
         Alert,
+        AlertAccepted,
         Approval,
         BaseMade,
         EnvironmentMade,

@@ -39,6 +39,7 @@ from sealrun.ledger.codec import (
 from sealrun.ledger.events import (
     KINDS,
     Alert,
+    AlertAccepted,
     Approval,
     Event,
     Note,
@@ -196,6 +197,10 @@ class Transaction:
             raise LedgerError(
                 "another run has approved the policy meanwhile", hint="Run the command again."
             )
+        if isinstance(event, AlertAccepted):
+            if not projections.is_event_of(self._connection, event.alert, event.upto):
+                raise LedgerError(f"event {event.upto} is none of alert {event.alert}")
+            return
         if not isinstance(event, RunOpened | RunProgress | RunEnded):
             return
         row = self._connection.execute(
@@ -418,15 +423,17 @@ class Ledger:
 
         Args:
             run: of this run only.
-            path: of exactly this path only.
+            path: only where it is one of the paths.
             phase: of this phase only.
             reason: of this reason code only.
             limit: at most so many.
         """
-        given = {"run": run, "path": path, "phase": phase, "reason": reason}
+        given = {"run": run, "phase": phase, "reason": reason}
         equal = {column: fit(value) for column, value in given.items() if value is not None}
         with self._reading() as connection:
-            found = projections.find_alerts(connection, equal, limit)
+            found = projections.find_alerts(
+                connection, equal, limit, path=None if path is None else fit(path)
+            )
             return [cast("Recorded[Alert]", self.event(seq)) for seq in found]
 
     def approved(self) -> Recorded[Approval] | None:

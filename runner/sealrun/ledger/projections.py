@@ -26,8 +26,11 @@ if TYPE_CHECKING:
     from sealrun.ledger.codec import Json
 
 #: Every projection; nothing else in the file may be dropped.
-TABLES = ("runs", "alerts", "approvals", "pins")
+TABLES = ("runs", "alerts", "alert_paths", "acceptances", "approvals", "pins")
 
+#: Reasons that say that the commit itself holds what the loop did not choose: its number counts
+#: under no policy, however mildly that one takes it.
+IN_COMMIT = frozenset({Reason.CONTAINS_FOREIGN, Reason.INTENT_DIFFERS})
 _HARMLESS = {Severity.NOTE, Severity.FLAG_HARMLESS}
 
 
@@ -126,6 +129,20 @@ def _alert(
             writer.get("category", "unknown"),
         ),
     )
+    paths = {str(payload["path"]), *map(str, cast("list[Json]", payload.get("paths") or []))}
+    connection.executemany(
+        "INSERT INTO alert_paths (seq, path) VALUES (?, ?)", [(seq, path) for path in paths]
+    )
+
+
+def _alert_accepted(
+    connection: sqlite3.Connection, seq: int, at: str, run: str | None, payload: dict[str, Json]
+) -> None:
+    del at, run
+    connection.execute(
+        "INSERT INTO acceptances (seq, alert, upto) VALUES (?, ?, ?)",
+        (seq, payload["alert"], payload["upto"]),
+    )
 
 
 def _approval(
@@ -152,6 +169,7 @@ _STEPS = {
     "run-opened": _run_opened,
     "run-ended": _run_ended,
     "alert": _alert,
+    "alert-accepted": _alert_accepted,
     "approval": _approval,
     "pin": _pin,
 }
@@ -170,7 +188,11 @@ def _belongs(verdict: dict[str, Json] | None) -> bool:
     if verdict is None or verdict["kind"] not in {"clean", "flagged"}:
         return False
     reasons = cast("list[dict[str, Json]]", verdict.get("reasons") or [])
-    return all(severity(reason["code"], reason.get("severity")) in _HARMLESS for reason in reasons)
+    return all(
+        reason["code"] not in IN_COMMIT
+        and severity(reason["code"], reason.get("severity")) in _HARMLESS
+        for reason in reasons
+    )
 
 
 def severity(code: Json, recorded: Json) -> Severity:
@@ -222,7 +244,11 @@ def neighbours(connection: sqlite3.Connection, run: str) -> list[str]:
 
 
 def find_alerts(
-    connection: sqlite3.Connection, equal: dict[str, str], limit: int | None
+    connection: sqlite3.Connection,
+    equal: dict[str, str],
+    limit: int | None,
+    *,
+    path: str | None = None,
 ) -> list[int]:
     """Return the numbers of the latest event of each alert, newest first.
 
@@ -230,14 +256,27 @@ def find_alerts(
         connection: of the ledger.
         equal: column of the projection -> value that it must have.
         limit: at most so many.
+        path: that the event must name among its paths.
     """
-    where = " AND ".join(f"{column} = ?" for column in equal) or "1"
+    where = [f"{column} = ?" for column in equal]
+    values: list[str | int] = list(equal.values())
+    if path is not None:
+        where.append("seq IN (SELECT seq FROM alert_paths WHERE path = ?)")
+        values.append(path)
     rows = connection.execute(
-        f"SELECT max(seq) AS latest FROM alerts WHERE {where}"  # noqa: S608 - columns are ours
+        f"SELECT max(seq) AS latest FROM alerts WHERE {' AND '.join(where) or '1'}"  # noqa: S608 - columns are ours
         " GROUP BY id ORDER BY latest DESC LIMIT ?",
-        (*equal.values(), -1 if limit is None else limit),
+        (*values, -1 if limit is None else limit),
     )
     return [seq for (seq,) in rows]
+
+
+def is_event_of(connection: sqlite3.Connection, alert: str, seq: int) -> bool:
+    """Tell whether an event is one of an alert's."""
+    row = connection.execute(
+        "SELECT 1 FROM alerts WHERE seq = ? AND id = ?", (seq, alert)
+    ).fetchone()
+    return row is not None
 
 
 def latest_approval(connection: sqlite3.Connection) -> int | None:
@@ -262,6 +301,6 @@ def best_run(connection: sqlite3.Connection, metric: str, direction: str) -> str
 def content(connection: sqlite3.Connection) -> dict[str, Sequence[tuple[object, ...]]]:
     """Return every row of every projection, in order of its key: for comparing two states."""
     return {
-        table: connection.execute(f"SELECT * FROM {table} ORDER BY 1").fetchall()  # noqa: S608 - ours
+        table: connection.execute(f"SELECT * FROM {table} ORDER BY 1, 2").fetchall()  # noqa: S608 - ours
         for table in TABLES
     }

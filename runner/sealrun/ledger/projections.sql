@@ -32,6 +32,21 @@ CREATE TABLE alerts (
 CREATE INDEX alerts_by_id ON alerts (id, seq);
 CREATE INDEX alerts_by_run ON alerts (run, seq);
 
+-- Every path that an alert's event names.
+CREATE TABLE alert_paths (
+    seq INTEGER NOT NULL REFERENCES events (seq),
+    path TEXT NOT NULL,
+    PRIMARY KEY (seq, path)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX alert_paths_by_path ON alert_paths (path, seq);
+
+CREATE TABLE acceptances (
+    seq INTEGER PRIMARY KEY REFERENCES events (seq),
+    alert TEXT NOT NULL,
+    upto INTEGER NOT NULL
+) STRICT;
+
 CREATE TABLE approvals (
     seq INTEGER PRIMARY KEY REFERENCES events (seq),
     policy TEXT NOT NULL,

@@ -1,0 +1,2 @@
+-- Alerts tell of many paths, and a human may accept one. The table of events stays as it is; the
+-- number of this version keeps a sealrun that does not know acceptances from misreading them.
