@@ -15,7 +15,16 @@ from hypothesis import strategies as st
 from _laundering import tree_of
 from _ledger import alert, ledger_at, opened
 from sealrun import cures
-from sealrun.alerts import MOST_STATES, Standing, foreign, from_mutations, ordinal, stand, standing
+from sealrun.alerts import (
+    MOST_STATES,
+    Standing,
+    bases,
+    foreign,
+    from_mutations,
+    ordinal,
+    stand,
+    standing,
+)
 from sealrun.guard.coverage import Moment
 from sealrun.guard.mutations import EvidenceStore, Mutation, Writer
 from sealrun.guard.processes import Process as Seen
@@ -30,12 +39,14 @@ from sealrun.ledger import (
     open_ledger,
 )
 from sealrun.ledger.codec import to_document
-from sealrun.tree import blob_id
+from sealrun.tree import Spool, blob_id
 from sealrun.verdict import Phase
 from sealrun.whose import Whose
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from _git import Repo
 
 BOOT = "boot"
 CODE = Seen(40, "/usr/share/code/code", ("code", "."), started=4)
@@ -382,6 +393,39 @@ def test_open_is_what_came_after_the_last_acceptance(story: list[tuple[int, bool
     found = stand(events, acceptances)
     assert {int(s.sha256 or "") for one in found for s in one.open} == seen - accepted
     assert all(one.is_open == bool(seen - accepted) for one in found)
+
+
+def test_the_loop_resets_and_commits_everything(repo: Repo, ledger: Ledger, watch: Watch) -> None:
+    """The story in a real repository: reset, ideas, the adopted change, a rename, and a gone commit."""
+    commit = repo.commit({"train.py": OLD, "other.py": b"x = 1\n"})
+    (one,) = from_mutations(
+        "0" * 26, [watch.mutation()], repo.tree(), None, as_("foreign"), store=watch.store
+    )
+    ledger.append(one)
+    (kept,) = one.states
+    assert kept.commit == commit
+
+    def hits() -> list[tuple[str, str, tuple[int, ...]]]:
+        spool = Spool(repo.spools, "sha1")
+        base_of = bases(repo.find(), spool)
+        states, problems = foreign(standing(ledger), base_of)
+        assert problems == ()
+        found = contained(repo.tree(spool=spool), states, base_of)
+        return [(hit.how, hit.path.decode(), hit.lines) for hit in found]
+
+    repo.write({"train.py": NEW})
+    repo.git("reset", "-q", "--hard")
+    repo.commit({"train.py": OLD + b"idea = 1\n"})
+    assert hits() == []
+    repo.write({"train.py": NEW + b"idea = 2\n"})
+    repo.git("commit", "-q", "-am", "adopted")
+    assert hits() == [("hunk", "train.py", (2,))]
+    repo.git("mv", "train.py", "model.py")
+    repo.commit({"model.py": NEW + b"idea = 3\n"})
+    assert hits() == [("hunk", "model.py", (2,))]
+    repo.commit({"model.py": OLD + b"idea = 3\n"})
+    assert hits() == []
+    assert bases(repo.find(), Spool(repo.spools, "sha1"))("f" * 40) is None
 
 
 # -- names and cures -----------------------------------------------------------------------------

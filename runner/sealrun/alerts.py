@@ -14,6 +14,7 @@ Rules that this module keeps:
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import os
 import stat
@@ -30,10 +31,11 @@ from sealrun.reasons import Reason
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from sealrun.git import Repository
     from sealrun.guard.mutations import EvidenceStore, Mutation
     from sealrun.guard.processes import Process as Seen
     from sealrun.ledger import Ledger, Recorded, WriterFacts
-    from sealrun.tree import CommittedTree
+    from sealrun.tree import CommittedTree, Spool
     from sealrun.verdict import Phase
     from sealrun.whose import Whose
 
@@ -203,6 +205,21 @@ def foreign(
                 )
             )
     return tuple(found), tuple(problems)
+
+
+def bases(repository: Repository, spool: Spool) -> Callable[[str], CommittedTree | None]:
+    """Return what gives the tree of a commit, each read once; None for one that is not to be had."""
+    from sealrun.errors import ObjectCorrupt, RepositoryError
+    from sealrun.tree import read_commit
+
+    @functools.cache
+    def base_of(commit: str) -> CommittedTree | None:
+        try:
+            return read_commit(repository, commit, spool)
+        except (ObjectCorrupt, RepositoryError):
+            return None
+
+    return base_of
 
 
 def _has_content(state: ForeignState) -> bool:

@@ -351,7 +351,12 @@ class _Search:
 
     def cure(self, change: _Change) -> _Cure | None:
         """Return what takes a foreign hunk back; None where it is not in the file."""
-        return self._at_its_place(change) or self.moved(change)
+        # Most commits hold nothing of most alerts: that is seen without pairing any lines.
+        if change.brought:
+            possible = not self.places.keys().isdisjoint(change.brought)
+        else:
+            possible = bool(change.taken & self.missing)
+        return (self._at_its_place(change) or self.moved(change)) if possible else None
 
     def moved(self, change: _Change, *, gone: bool = False) -> _Cure | None:
         """Do as ``cure`` for a hunk that is not at its place.
