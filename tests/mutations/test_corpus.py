@@ -36,6 +36,7 @@ def test_each_technique_is_found(rehearsals: Rehearsals, technique: Technique) -
     assert result.misnamed is None
 
 
+@pytest.mark.timeout(0)  # alone it runs the whole corpus
 def test_writers_are_named(rehearsals: Rehearsals) -> None:
     """Of the techniques that raise an event, 95 of 100 have their writer named for certain."""
     share, words = rehearsals.share(_EVENTS)
@@ -44,6 +45,7 @@ def test_writers_are_named(rehearsals: Rehearsals) -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(0)
 @pytest.mark.parametrize("repetition", range(REPETITIONS))
 def test_each_repetition_holds(repetition: int) -> None:
     """Each time that the whole corpus runs, all is found and 95 of 100 writers are named."""
