@@ -89,6 +89,10 @@ class Places:
         root = self.state if repository is None else self.repository(repository)
         return private(root / "sessions")
 
+    def between(self, repository: str) -> Path:
+        """What the guard's standing watch keeps of one repository: a directory for each watch."""
+        return private(self.repository(repository) / "between")
+
     def ledger(self, repository: str) -> Path:
         """The SQLite file of one repository."""
         return self.repository(repository) / "ledger.sqlite"

@@ -49,6 +49,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
     "audit": {},
     "watch": {},
     "guard": {},
+    "session": {},
     "hook": {},
     "policy": {},
     "engine": {},
@@ -133,7 +134,17 @@ def heed_signals() -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         numbers.append(signal.SIGINT)
     for number in numbers:
-        signal.signal(number, _terminated)
+        _callers[number] = signal.signal(number, _terminated)
+
+
+#: What our caller had set for the signals that we heed.
+_callers: dict[int, Any] = {}
+
+
+def give_signals_back() -> None:
+    """Undo ``heed_signals`` for a program that takes our place: what a caller ignores stays ignored."""
+    for number, before in _callers.items():
+        signal.signal(number, before)
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - signal's signature
