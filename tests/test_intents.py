@@ -6,6 +6,7 @@ exists for.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -14,7 +15,10 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from _git import Repo
 from _hooks import CodingAgent
 from sealrun import intentlog, intents
 from sealrun.integrations.agents import Agent
@@ -24,7 +28,7 @@ from sealrun.intents import Agreement
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from _git import Repo
+    from sealrun.tree import CommittedTree
 
 START = "import math\n\nSCALAR_LR = 0.1\nDEPTH = 8\n"
 MEANT = "SCALAR_LR = 0.5"
@@ -260,6 +264,18 @@ def test_the_next_idea_does_not_change_the_judgement_of_a_commit(agent: CodingAg
     assert agent.compare(timed=False)["train.py"].kind is MATCH
 
 
+def test_a_persons_commit_after_the_agents_is_unknown(agent: CodingAgent) -> None:
+    """What a person edits and commits later is not held against what the agent once meant."""
+    install_git(agent.places, agent.repo.find())
+    agent.edit("train.py", "SCALAR_LR = 0.1", MEANT)
+    agent.shell(COMMIT)
+    agent.repo.commit({"train.py": START.replace("0.1", "0.7")})
+    assert agent.compare()["train.py"].kind is UNKNOWN
+    agent.repo.git("reset", "-q", "--hard", "HEAD~2")
+    agent.repo.commit({"train.py": START.replace("0.1", "0.8")})
+    assert agent.compare()["train.py"].kind is UNKNOWN
+
+
 def test_a_staged_part_is_what_was_meant_then(agent: CodingAgent) -> None:
     """What was staged before a later edit is compared with the earlier intent."""
     install_git(agent.places, agent.repo.find())
@@ -378,6 +394,82 @@ def test_an_unfinished_shell_command_hides_nothing_for_ever() -> None:
 
     events = [shell(0.0), shell(10.0), shell(4000.0, background=True), shell(5000.0)]
     assert intents._spans(events) == [(0, 2), (1, 2), (2, 5), (3, 5)]
+
+
+CONTENTS = ("x = 0\n", "x = 1\n", "x = 1\ny = 2\n", "y = 3\n")
+STATES = [hashlib.sha256(text.encode()).hexdigest() for text in CONTENTS]
+KNOWN = st.sampled_from([*STATES, intentlog.ABSENT])
+GIT = st.sampled_from([(1, 1), (2, 2)])
+FILES = st.dictionaries(st.just(b"p"), KNOWN)
+EVENTS = st.lists(
+    st.one_of(
+        st.builds(
+            intents.Intent,
+            at=st.just(0.0),
+            monotonic=st.just(0.0),
+            agent=st.just("a"),
+            tool=st.just("t"),
+            tool_use=st.sampled_from(["1", "2"]),
+            agent_session=st.just("s"),
+            path=st.just(b"p"),
+            before=st.none() | KNOWN,
+            intended=st.none() | KNOWN,
+            whole=st.booleans(),
+        ),
+        st.builds(
+            intents.Shell,
+            at=st.just(0.0),
+            tool_use=st.sampled_from(["1", "2"]),
+            agent_session=st.just("s"),
+            begins=st.booleans(),
+            ends=st.booleans(),
+            background=st.booleans(),
+            seen=FILES,
+        ),
+        st.builds(
+            intents.Staged, at=st.just(0.0), git=GIT, after=st.booleans(), index=FILES, files=FILES
+        ),
+        st.builds(
+            intents.Committed, at=st.just(0.0), git=GIT, commit=st.sampled_from(["own", "other"])
+        ),
+    ),
+    max_size=12,
+)
+
+
+@pytest.fixture(scope="module")
+def trees(tmp_path_factory: pytest.TempPathFactory) -> list[CommittedTree]:
+    """Commits of each content of one path, and one without it."""
+    repo = Repo.create(tmp_path_factory.mktemp("trees"))
+    found = [repo.tree(repo.commit({"p": text})) for text in CONTENTS]
+    (repo.path / "p").unlink()
+    return [*found, repo.tree(repo.commit({"q": ""}))]
+
+
+@settings(deadline=None, max_examples=600)
+@given(events=EVENTS, now=st.integers(0, 4), then=st.integers(0, 4))
+def test_whatever_the_history_a_match_is_something_that_was_meant(
+    trees: list[CommittedTree], events: list[intents.Event], now: int, then: int
+) -> None:
+    """For any log: no match without an intent that meant those bytes, no diff without a change."""
+    tree = trees[now]
+    own = [
+        intents.Committed(e.at, e.git, tree.commit)
+        if isinstance(e, intents.Committed) and e.commit == "own"
+        else e
+        for e in events
+    ]
+    contents = dict(zip(STATES, (text.encode() for text in CONTENTS), strict=True))
+    log = intents.Log(tuple(own), contents.get)
+    found = [m for m in intents.compare(log, tree, trees[then]) if m.path == b"p"]
+    assert len(found) == (now != then)
+    for match in found:
+        states = {e.intended for e in events if isinstance(e, intents.Intent)}
+        if match.kind is MATCH:
+            assert [*STATES, intentlog.ABSENT][now] in states
+        if match.kind is DIFFERS:
+            assert match.intent is not None
+            assert match.foreign
 
 
 def test_two_worktrees_of_one_repository_are_kept_apart(agent: CodingAgent) -> None:

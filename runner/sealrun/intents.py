@@ -451,6 +451,8 @@ class _Comparison:
                 unknown = unknown or "some state of it is not known"
             elif other.by == "gap" and self._in_shell(one.number, other.number):
                 unknown = "it changed while a shell command of the agent ran"
+            elif other.by == "gap" and self._committed_since(one, other):
+                unknown = "another commit was made since the last edit that a hook reported"
             else:
                 foreign.append((one, other))
         return foreign, unknown
@@ -514,6 +516,18 @@ class _Comparison:
     def _in_shell(self, first: int, last: int) -> bool:
         """Return whether a shell command ran at some time between two events."""
         return any(begin < last and end > first for begin, end in self.spans)
+
+    def _committed_since(self, one: _Node, other: _Node) -> bool:
+        """Return whether nothing is known of a path between another commit and this one.
+
+        Then this one is not what the agent's tools were seen to work on, but somebody's after it.
+        """
+        told = self.events[other.number] if other.number < len(self.events) else None
+        if told is not None and not isinstance(told, Staged):
+            # A tool of the agent found it so: the change came while the agent was at it.
+            return False
+        between = self.events[one.number + 1 : other.number]
+        return any(isinstance(event, Committed) for event in between)
 
     def _state(self, tree: CommittedTree | None, entry: Entry | None) -> str:
         if entry is None or tree is None:

@@ -17,6 +17,8 @@ import shlex
 MOMENTS = {"pre-commit": ("before", "after"), "post-commit": ("committed", None)}
 #: What the hook that was there is called meanwhile, beside its place.
 KEPT = ".before-sealrun"
+#: What the pre-commit framework calls a hook that was there before its own.
+LEGACY = ".legacy"
 
 _MARK = "# Installed by sealrun (sealrun hook install git)."
 _SHELL = re.compile(

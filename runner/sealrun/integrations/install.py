@@ -218,19 +218,23 @@ def install_git(places: Places, repository: Repository) -> tuple[Path, bool]:
 
 
 def uninstall_git(repository: Repository) -> tuple[Path, bool]:
-    """Take our git hooks away, and put back those that were there."""
+    """Take our git hooks away, and put back those that were there.
+
+    Also where the pre-commit framework, installed after us, moved ours aside to run it first.
+    """
     directory = hooks_directory(repository)
     changed = False
     for name in git_hooks.MOMENTS:
-        hook, kept = directory / name, directory / (name + git_hooks.KEPT)
-        now = _read(hook)
-        if now is None or not git_hooks.is_ours(now):
-            continue
-        if kept.exists():
-            _storage(lambda hook=hook, kept=kept: kept.rename(hook), hook)
-        else:
-            _storage(hook.unlink, hook)
-        changed = True
+        kept = directory / (name + git_hooks.KEPT)
+        for hook in (directory / name, directory / (name + git_hooks.LEGACY)):
+            now = _read(hook)
+            if now is None or not git_hooks.is_ours(now):
+                continue
+            if kept.exists():
+                _storage(lambda hook=hook, kept=kept: kept.rename(hook), hook)
+            else:
+                _storage(hook.unlink, hook)
+            changed = True
     return directory, changed
 
 

@@ -20,6 +20,8 @@ from sealrun.intentlog import read_file
 ID_FILE = "sealrun/id"
 _DEEPEST = 128
 _SMALL = 4096
+#: Characters of a path (PATH_MAX).
+_LONGEST = 4096
 
 
 def workspace_around(directory: str) -> tuple[str, str] | None:
@@ -51,8 +53,10 @@ def locate(path: str, base: str) -> tuple[str, str, str] | None:
         None for what belongs to no repository of ours, or to git itself.
 
     Raises:
-        ValueError: the path cannot be one (a NUL, what no file name can hold).
+        ValueError: the path cannot be one: a NUL, what no file name can hold, too long.
     """
+    if len(path) > _LONGEST:
+        raise ValueError(path[:80])
     resolved = os.path.realpath(os.path.join(base, path))
     os.fsencode(resolved)
     found = workspace_around(os.path.dirname(resolved))
