@@ -376,7 +376,7 @@ def test_the_example_repeats_bit_for_bit(repo: Repo) -> None:
     cli = Cli(repo.path, repo.path.parent / "home", {"UV_FIND_LINKS": wheels}).with_base()
     try:
         cli("warm", timeout=600)
-        first, done = cli.run("python3", "train.py", "--steps", "150")
+        first, done = cli.run("python3", "train.py", "--steps", "20")
         assert len(done.stdout.split("val_bpb:", 1)[1].split()[0]) > len("0.123456")
     finally:
         cli.stop_guard()
