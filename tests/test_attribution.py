@@ -23,7 +23,17 @@ import _sandbox
 from _guard import Site, eventually, site
 from sealrun.guard import Mutation, Writer, fanotify
 from sealrun.guard.attribution import Seen, judge
-from sealrun.guard.processes import ARGUMENTS, CUT, PARENTS, Process, look, merged
+from sealrun.guard.processes import (
+    ARGUMENTS,
+    CUT,
+    ENDED,
+    PARENTS,
+    Process,
+    Recent,
+    born,
+    look,
+    merged,
+)
 from sealrun.ledger import Process as Recorded
 from sealrun.ledger import WriterFacts
 from sealrun.reasons import Reason
@@ -450,6 +460,39 @@ def test_a_pid_is_not_mixed_up_with_its_successor() -> None:
     old = Process(7, exe="/bin/old", cmdline=("old",), uid=1, started=100)
     assert merged(Process(7, started=100), old) == old
     assert merged(Process(7, started=200), old) == Process(7, started=200)
+
+
+def test_a_parents_start_is_learned_also_by_children_that_came_before() -> None:
+    """A child that was forked before its parent could be read has the parent's start all the same."""
+    recent = Recent()
+    with (
+        subprocess.Popen(["sleep", "1000"]) as parent,
+        subprocess.Popen(["sleep", "1000"]) as child,
+    ):
+        recent.forked(os.getpid(), parent.pid)
+        recent.forked(parent.pid, child.pid)
+        known = recent.get(child.pid)
+        assert known is not None
+        assert known.parents[0].started is None
+        recent.complete()
+        assert known.parents[0].started == born(parent.pid)
+        assert known.process.started == born(child.pid)
+        assert [process.forked for process in (known.process, known.parents[0])] == [True, True]
+        parent.kill()
+        child.kill()
+    assert born(child.pid) is None
+
+
+def test_the_ended_are_forgotten_before_the_living() -> None:
+    """However many processes come and go, who lives stays known, and memory stays bounded."""
+    recent = Recent()
+    recent.forked(os.getpid(), 1 << 30)
+    for pid in range(1 << 23, (1 << 23) + 2 * ENDED):
+        recent.forked(1 << 30, pid)
+        recent.ended(pid)
+    assert recent.get(1 << 30) is not None
+    assert recent.get(1 << 23) is None
+    assert recent.get((1 << 23) + 2 * ENDED - 1) is not None
 
 
 def test_long_arguments_are_cut_and_said_to_be() -> None:

@@ -368,6 +368,7 @@ def test_what_descends_from_the_agent_is_the_loops(
     assert whose(site) == ("loop", f"it descends from session {sessions(site).all()[0].id}")
 
 
+@pytest.mark.soak(sample=True)
 def test_a_daemon_is_the_loops_after_thousands_of_processes(
     site: Site, agent: subprocess.Popen[str]
 ) -> None:

@@ -8,13 +8,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from _guard import Site, eventually, site
 from sealrun.errors import GuardError
 from sealrun.guard import Mutation, Report, ensure, find
+from sealrun.guard.armed import ArmedRun
 from sealrun.guard.client import GuardStopped
 from sealrun.guard.content import Looker
 from sealrun.guard.coverage import Moment
@@ -22,9 +22,6 @@ from sealrun.guard.manifest import Guarded, Manifest, read_manifest
 from sealrun.guard.mutations import JOURNAL, EvidenceStore
 from sealrun.guard.standing import BETWEEN, FILE, Standing, StandingRun
 from sealrun.reasons import Reason
-
-if TYPE_CHECKING:
-    from sealrun.guard.armed import ArmedRun
 
 __all__ = ["site"]
 
@@ -312,6 +309,23 @@ def test_a_renewed_watch_takes_nothing_from_the_one_before(
     for content in (b"same", b"1", b"2", b"3"):
         _write(second, b"a.py", content)
     assert bytes_of(told) == b"same"
+
+
+def test_a_dropped_state_does_not_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the next guard takes over is what the one before still had."""
+    monkeypatch.setattr("sealrun.guard.standing.PER_FILE", 64)
+    run, _ = _run(tmp_path, versions=2)
+    every: dict[int, Mutation] = {}
+    for content in (b"1", b"2", b"3"):
+        _write(run, b"a.py", content)
+        every |= {mutation.number: mutation for mutation in ArmedRun.mutations(run)}
+    later = StandingRun(run.workspace, run.standing, versions=2)
+    later.restore(every.values())
+    assert later.mutations() == run.mutations()
+    _write(later, b"a.py", b"4")
+    assert [m.number for m in later.mutations()] == [3, 4]
 
 
 def test_the_journal_is_bounded(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,6 +128,8 @@ class StandingRun(ArmedRun):
         """Take over the records of a guard that ended."""
         for mutation in mutations:
             evidence = mutation.evidence
+            if evidence is not None and evidence.file and not Path(evidence.file).exists():
+                continue  # dropped, which the journal does not say
             digest = "" if evidence is None else evidence.sha256
             tracked = mutation.area == "tracked"
             state = f"{mutation.kind}:{digest}:{mutation.mode:o}" if tracked else mutation.kind
