@@ -416,6 +416,11 @@ GIT = {
     "exclude": ("echo x >> .git/info/exclude", "info/exclude", "git-info"),
     "attributes": ("echo '* -text' > .git/info/attributes", "info/attributes", "git-info"),
     "filter": ("git config filter.x.clean cat", "config", "git-configuration"),
+    "staged": (
+        "git update-index --cacheinfo 100644,$(echo x | git hash-object -w --stdin),train.py",
+        "index",
+        "index-differs",
+    ),
     "flag": ("git update-index --assume-unchanged train.py", "index", "hidden-from-git"),
     "graft": ("git rev-parse HEAD > .git/info/grafts", "info/grafts", "replaced-objects"),
 }

@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sealrun.guard.gitstate import GitPlaces, Snapshot, snapshot
+from sealrun.tree import blob_id
 from sealrun.watch.expected import index_flags
+from sealrun.workspace import read_bounded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
 #: Keys that say nothing of what stands in the working directory or of what git shows of it.
 _ELSEWHERE = ("branch.", "remote.", "gc.", "maintenance.", "user.", "gui.", "submodule.")
+#: Bytes of a file that is held against what the index has of it.
+STAGED = 64 << 20
 _PACKED = re.compile(rb"^([0-9a-f]{40,64}) (refs/replace/\S+)$", re.MULTILINE)
 
 
@@ -38,7 +42,8 @@ class Change:
 
     Attributes:
         path: absolute.
-        area: ``head``, ``hooks``, ``info``, ``configuration``, ``replace``, ``index``, ``git``.
+        area: ``head``, ``hooks``, ``info``, ``configuration``, ``replace``, ``index``,
+            ``staged``, ``git``.
         kind: as a mutation's.
         state: names what is there now; the same again is no news.
     """
@@ -58,6 +63,7 @@ class View:
         settings: by configuration file: digest of the keys that count.
         replaced: replace refs by name, packed ones included, with what they lead to.
         flags: paths that an index flag hides, each with its flag.
+        staged: paths for which the index holds bytes that neither the commit nor the file holds.
     """
 
     places: GitPlaces | None
@@ -65,12 +71,20 @@ class View:
     settings: dict[str, str]
     replaced: dict[str, str]
     flags: dict[bytes, bytes]
+    staged: frozenset[bytes] = frozenset()
 
     @classmethod
-    def of(cls, workspace: bytes, repository: Repository, before: View | None = None) -> View:
+    def of(
+        cls,
+        workspace: bytes,
+        repository: Repository,
+        commit: str | None,
+        before: View | None = None,
+    ) -> View:
         """Look at git's state now.
 
         Args:
+            commit: whose tree the workspace should be, if any.
             before: an earlier view; what has not changed since is not asked of git again.
         """
         places = GitPlaces.of(workspace)
@@ -88,7 +102,9 @@ class View:
                 settings[name] = _settings(repository.git, Path(os.fsdecode(base)) / name)
         same = before is not None and old.get("index") == state.digests.get("index")
         flags = before.flags if before is not None and same else index_flags(repository)
-        return cls(places, state, settings, _replaced(places), flags)
+        # Not remembered: whether the file holds the same depends on the file.
+        staged = _staged(repository, commit) if commit is not None else frozenset[bytes]()
+        return cls(places, state, settings, _replaced(places), flags, staged)
 
     def changes(self, later: View) -> Iterator[Change]:
         """Yield what is different in a later view."""
@@ -115,6 +131,9 @@ class View:
         if hiding := sorted(later.flags.keys() - self.flags.keys()):
             index = os.path.join(self.places.own, b"index")
             yield Change(index, "index", "modified", repr(hiding))
+        elif other := sorted(later.staged - self.staged):
+            index = os.path.join(self.places.own, b"index")
+            yield Change(index, "staged", "modified", repr(other))
 
     def _files(self, before: Snapshot, after: Snapshot) -> Iterator[Change]:
         if self.places is None:
@@ -146,6 +165,29 @@ def _settings(git: Git, file: Path) -> str:
         if entry and not entry.decode("utf-8", "replace").startswith(_ELSEWHERE)
     ]
     return hashlib.sha256(b"\0".join(kept)).hexdigest()
+
+
+def _staged(repository: Repository, commit: str) -> frozenset[bytes]:
+    """Return the paths for which the index holds what neither a commit nor the file holds.
+
+    What was added to the index is what the file holds, which is compared anyway; bytes that stand in
+    the index alone enter the next commit unseen.
+    """
+    git = repository.git
+    status, output, _ = git.attempt("diff-index", "--cached", "--no-renames", "-z", commit)
+    if status != 0:
+        return frozenset()
+    fields = output.split(b"\0")
+    found: set[bytes] = set()
+    for facts, path in zip(fields[::2], fields[1::2], strict=False):
+        oid = facts.split(b" ")[3].decode("ascii")
+        content = read_bounded(repository.workspace, path, STAGED)
+        if not set(oid) - {"0"} or content is None or len(content) == STAGED:
+            continue
+        unix = content.replace(b"\r\n", b"\n")
+        if oid not in (blob_id(content, repository.algorithm), blob_id(unix, repository.algorithm)):
+            found.add(path)
+    return frozenset(found)
 
 
 def _replaced(places: GitPlaces) -> dict[str, str]:

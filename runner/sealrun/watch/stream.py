@@ -34,6 +34,7 @@ _REASONS = {
     "replace": Reason.REPLACED_OBJECTS,
     "objects": Reason.REPLACED_OBJECTS,
     "index": Reason.HIDDEN_FROM_GIT,
+    "staged": Reason.HIDDEN_FROM_GIT,
 }
 
 
@@ -187,6 +188,8 @@ _TEXTS = {
     Reason.EXTRA_FILE: "a file outside the commit that could be imported or read as configuration",
     Reason.EDIT_UNATTRIBUTED: "a guarded file changed; whose change it is, is not known",
     Reason.EDIT_FOREIGN: "a foreign writer changed a guarded file",
+    Reason.HIDDEN_FROM_GIT: "git's index hides a tracked file, or holds bytes of it that stand "
+    "nowhere else",
     Reason.HEAD_MOVED: "HEAD leads elsewhere than at the start",
     Reason.REPLACED_OBJECTS: "git shows or serves other objects than the commit holds",
     Reason.CONFIGURATION_CHANGED: "git's hooks, configuration or attributes, the root or a mount "

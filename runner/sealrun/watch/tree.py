@@ -134,7 +134,9 @@ class WatchedTree(ArmedRun):
         found = inventory.take(self.workspace)
         self._surroundings = Surroundings(self.files, found.installed())
         if self._expected.repository is not None:
-            self._git = self._git_last = View.of(self.workspace, self._expected.repository)
+            self._git = self._git_last = View.of(
+                self.workspace, self._expected.repository, self._expected.commit
+            )
         try:
             with Looker(self.workspace) as looker:
                 for unit, paths in found.environments.items():
@@ -224,6 +226,7 @@ class WatchedTree(ArmedRun):
             words += ["shadowing"] if extra is not None and extra.shadows else []
         else:
             words += {"head": ["head-moved"], "replace": ["replaced-objects"]}.get(area, [])
+            words += {"staged": ["index-differs"]}.get(area, [])
             words += {"index": ["hidden-from-git"], "link": ["link-target"]}.get(area, [])
             words += {"root": ["root-replaced"], "bytecode": ["forged-bytecode"]}.get(area, [])
             words += {"environment": ["environment"], "mount": ["mount"]}.get(area, [])
@@ -511,9 +514,10 @@ class WatchedTree(ArmedRun):
 
     def compare_git(self, *, final: bool) -> None:
         """Compare git's state with that of the start."""
-        if self._git is None or self._expected.repository is None:
+        repository = self._expected.repository
+        if self._git is None or repository is None:
             return
-        later = View.of(self.workspace, self._expected.repository, self._git_last)
+        later = View.of(self.workspace, repository, self._expected.commit, self._git_last)
         self._git_last = later
         current = {change.path: change for change in self._git.changes(later)}
         for path, change in current.items():

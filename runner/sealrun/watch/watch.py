@@ -55,7 +55,18 @@ FRESH = 1.0
 #: What the loop may change without that being a mutation: not bytecode behind a source's back, and
 #: nothing that shows it other objects than its own.
 OWN = frozenset(
-    {"tracked", "extra", "environment", "link", "head", "index", "hooks", "info", "configuration"}
+    {
+        "tracked",
+        "extra",
+        "environment",
+        "link",
+        "head",
+        "index",
+        "staged",
+        "hooks",
+        "info",
+        "configuration",
+    }
 )
 #: Seconds after which Python hands over between threads (sys.setswitchinterval).
 SWITCH = 0.0005
@@ -321,6 +332,12 @@ class Watch:
             for path in sorted(expected.hidden):
                 shown = os.fsdecode(self._as_named(tree.workspace + b"/" + path))
                 notes.append({"path": shown, "was": "hidden from git by an index flag"})
+            same = "rewritten; whenever it was looked at, its bytes were the expected ones"
+            rewritten = (r.path for r in (report.rewrites if report else ()) if r.content)
+            for path in rewritten:
+                if path in tree.files:
+                    shown = os.fsdecode(self._as_named(tree.workspace + b"/" + path))
+                    notes.append({"path": shown, "was": same})
             own = "changed by the loop itself"
             notes += [{"path": os.fsdecode(path), "was": own} for path in self._own]
             for name in sorted(tree.outside):
