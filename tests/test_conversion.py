@@ -7,6 +7,7 @@ import os
 import subprocess
 from dataclasses import dataclass, field
 from functools import cached_property
+from random import Random
 from typing import TYPE_CHECKING
 
 import pytest
@@ -96,51 +97,46 @@ class World:
         return {os.fsdecode(g.path): g.digest for g in read_manifest(manifest).files}
 
     def guard_agrees(self) -> dict[str, Kind]:
-        """The guard's manifest differs from the disk exactly where the comparison is certain."""
+        """The guard's manifest differs from the disk exactly where the comparison says so."""
         kinds = self.kinds()
         for name, digest in self.expected().items():
             content = self.on_disk(name)
-            assert (digest != blob_id(content)) == (kinds.get(name) is Kind.MODIFIED), name
+            assert (digest != blob_id(content)) == (name in kinds), name
         return kinds
 
 
-PIECES = st.sampled_from(
-    [
-        *(b"\n", b"\r\n", b"\r", b"\r\r\n", b"\n\n", b"x", b"line\n", b"  ", b"\t", b"\0", b"\x1a"),
-        *(b"$", b"$$", b"$I", b"$Id", b"$Id$", b"$Id:", b"$Id:$", b"$Id: $", b"$Id: word $"),
-        *(b"$Id: two words $", b"$Id: tab\there $", b"$Id: " + b"a1" * 20 + b" $", b":", b" $"),
-        *(b"\x07" * 3, b"\x7f", b"y" * 130, b"\xef\xbb\xbf", "äöü".encode(), "日本".encode()),
-        *("\U0001f600".encode(), "\U000e0041".encode(), b"\xff", b"\xed\xa0\x80", b"\xc0\x80"),
-    ]
+PARTS = (
+    *(b"\n", b"\r\n", b"\r", b"\r\r\n", b"\n\n", b"x", b"line\n", b"  ", b"\t", b"\0", b"\x1a"),
+    *(b"$", b"$$", b"$I", b"$Id", b"$Id$", b"$Id:", b"$Id:$", b"$Id: $", b"$Id: word $"),
+    *(b"$Id: two words $", b"$Id: tab\there $", b"$Id: " + b"a1" * 20 + b" $", b":", b" $"),
+    *(b"\x07" * 3, b"\x7f", b"y" * 130, b"\xef\xbb\xbf", "äöü".encode(), "日本".encode()),
+    *("\U0001f600".encode(), "\U000e0041".encode(), b"\xff", b"\xed\xa0\x80", b"\xc0\x80"),
 )
+PIECES = st.sampled_from(PARTS)
 CONTENTS = st.one_of(
     st.lists(PIECES, max_size=12).map(b"".join),
     st.binary(max_size=300),
     st.lists(PIECES, min_size=1, max_size=6).map(lambda parts: b"".join(parts) * 400),
 )
 #: Written as in a .gitattributes file.
-WORDS = st.lists(
-    st.one_of(
-        st.sampled_from(["text", "-text", "!text", "text=auto", "text=auto", "text=what"]),
-        st.sampled_from(["eol=lf", "eol=crlf", "eol=crlf", "eol", "-eol", "binary"]),
-        st.sampled_from(["crlf", "-crlf", "crlf=input", "crlf=auto", "windows"]),
-        st.sampled_from(["ident", "ident", "-ident", "ident=x", "filter=none", "filter=idle"]),
-        st.sampled_from(["UTF-16", "utf16le", "UTF-16LE-BOM", "UTF-16BE-BOM", "UTF-32"]).map(
-            "working-tree-encoding={}".format
-        ),
-        st.sampled_from(["ISO-8859-1", "CP1252", "UTF-8", "utf8", "us-ascii"]).map(
-            "working-tree-encoding={}".format
-        ),
+ALL_WORDS = (
+    *("text", "-text", "!text", "text=auto", "text=auto", "text=what", "binary", "windows"),
+    *("eol=lf", "eol=crlf", "eol=crlf", "eol", "-eol", "crlf", "-crlf", "crlf=input", "crlf=auto"),
+    *("ident", "ident", "ident", "-ident", "ident=x", "filter=none", "filter=idle"),
+    *(
+        f"working-tree-encoding={name}"
+        for name in ("UTF-16", "utf16le", "UTF-16LE-BOM", "UTF-16BE-BOM", "UTF-32", "ISO-8859-1")
     ),
-    max_size=4,
-).map(" ".join)
+    *(f"working-tree-encoding={name}" for name in ("CP1252", "UTF-8", "utf8", "us-ascii")),
+)
+WORDS = st.lists(st.sampled_from(ALL_WORDS), max_size=4).map(" ".join)
+VALUES = {
+    "core.autocrlf": ("true", "false", "input", "YES", "1", "Input", "0"),
+    "core.eol": ("lf", "crlf", "native", "CRLF"),
+    "filter.idle.clean": ("cat",),
+}
 CONFIGS = st.fixed_dictionaries(
-    {},
-    optional={
-        "core.autocrlf": st.sampled_from(["true", "false", "input", "YES", "1", "Input", "0"]),
-        "core.eol": st.sampled_from(["lf", "crlf", "native", "CRLF"]),
-        "filter.idle.clean": st.just("cat"),
-    },
+    {}, optional={key: st.sampled_from(values) for key, values in VALUES.items()}
 )
 FILES = st.lists(st.tuples(CONTENTS, WORDS), min_size=1, max_size=10)
 
@@ -160,12 +156,8 @@ def _blobs(files: list[tuple[bytes, str]], everywhere: str) -> dict[str, bytes]:
     return blobs | {".gitattributes": "\n".join(lines).encode() + b"\n"}
 
 
-_CHECKED = given(files=FILES, everywhere=WORDS, config=CONFIGS, data=st.data())
-_FEW = settings(max_examples=20, deadline=None)
-
-
-@_FEW
-@_CHECKED
+@settings(max_examples=20, deadline=None)
+@given(files=FILES, everywhere=WORDS, config=CONFIGS, data=st.data())
 def test_a_real_checkout_is_equal_and_one_byte_more_or_less_is_not(
     tmp_path_factory: pytest.TempPathFactory,
     files: list[tuple[bytes, str]],
@@ -174,31 +166,7 @@ def test_a_real_checkout_is_equal_and_one_byte_more_or_less_is_not(
     data: st.DataObject,
 ) -> None:
     """Any content under any attributes and settings: what git wrote is equal, no edit of it is."""
-    _checked(tmp_path_factory, files, everywhere, config, data)
-
-
-@pytest.mark.soak(sample=False)
-@settings(_FEW, max_examples=600)
-@_CHECKED
-def test_many_real_checkouts_are_equal_and_no_edit_of_them_is(
-    tmp_path_factory: pytest.TempPathFactory,
-    files: list[tuple[bytes, str]],
-    everywhere: str,
-    config: dict[str, str],
-    data: st.DataObject,
-) -> None:
-    """The same, at length."""
-    _checked(tmp_path_factory, files, everywhere, config, data)
-
-
-def _checked(
-    factory: pytest.TempPathFactory,
-    files: list[tuple[bytes, str]],
-    everywhere: str,
-    config: dict[str, str],
-    data: st.DataObject,
-) -> None:
-    world = World.make(factory.mktemp("w"), _blobs(files, everywhere), config)
+    world = World.make(tmp_path_factory.mktemp("w"), _blobs(files, everywhere), config)
     assert world.guard_agrees() == {}
     edited: set[str] = set()
     for name in sorted(world.blobs):
@@ -218,6 +186,33 @@ def _checked(
     _otherwise_is_what_git_says(world, kinds)
 
 
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(1, 30))]
+)
+def test_hundreds_of_files_of_one_checkout_are_equal_and_no_edit_of_them_is(
+    tmp_path: Path, seed: int
+) -> None:
+    """The same at length, with the words of every attribute drawn for each file."""
+    random = Random(seed)  # noqa: S311 - a test's data, the same each time
+    files = [
+        (b"".join(random.choices(PARTS, k=random.randint(0, 14))) * random.choice((1, 1, 1, 60)),
+         " ".join(random.choices(ALL_WORDS, k=random.randint(0, 4))))
+        for _ in range(400)
+    ]  # fmt: skip
+    config = {key: random.choice(values) for key, values in VALUES.items() if random.random() < 0.6}
+    world = World.make(tmp_path, _blobs(files, random.choice(ALL_WORDS)), config)
+    assert world.guard_agrees() == {}
+    edited: set[str] = set()
+    for name in world.blobs.keys() - {".gitattributes", "d0/.gitattributes"}:
+        content, at = world.on_disk(name), random.randint(0, 40)
+        mutated = content[:at] + random.choice(PARTS[:8]) + content[at + random.randint(0, 2) :]
+        (world.repo.path / name).write_bytes(mutated)
+        edited |= {name} if mutated not in (content, world.blobs[name]) else set()
+    kinds = world.guard_agrees()
+    assert set(kinds) == edited
+    _otherwise_is_what_git_says(world, kinds)
+
+
 def _mutated(content: bytes, data: st.DataObject) -> bytes:
     at = data.draw(st.integers(0, len(content)))
     one = data.draw(st.sampled_from([b"\r", b"\n", b"x", b"\0", b"$"]))
@@ -234,6 +229,34 @@ def _otherwise_is_what_git_says(world: World, kinds: Mapping[str, Kind]) -> None
     if names:
         world.repo.git("-c", "core.safecrlf=false", "add", "--", *names)
         assert world.repo.git("diff", "--cached", "--name-only") == ""
+
+
+@pytest.mark.parametrize("everywhere", ["text=auto eol=crlf", "text=auto", ""])
+def test_gits_guesses_at_what_is_text_are_ours(tmp_path: Path, everywhere: str) -> None:
+    """Mixed endings, carriage returns, binaries and the limits of what is text are left alone."""
+    contents = {
+        "lf": b"a\nb\n",
+        "mixed": b"a\r\nb\n",
+        "crlf": b"a\r\nb\r\n",
+        "cr": b"a\rb\n",
+        "nul": b"a\0\n",
+        "text-127": b"\x01\n" + b"x" * 127,
+        "text-128": b"\x01\n" + b"x" * 128,
+        "mark-at-end": b"\x01\n" + b"x" * 128 + b"\x1a",
+        "mark-within": b"\x01\n" + b"x" * 128 + b"\x1ax",
+        "escape": b"\x1b\x0c\b\t\n",
+        "delete": b"\x7f\n",
+        "empty": b"",
+    }
+    blobs = contents | {".gitattributes": f"* {everywhere}\n".encode()}
+    world = World.make(tmp_path, blobs, {"core.autocrlf": "true"})
+    turned = {name for name in contents if world.on_disk(name) != contents[name]}
+    assert turned == {"lf", "text-128", "mark-at-end", "escape"}
+    assert world.guard_agrees() == {}
+    for name in contents.keys() - turned:
+        with_crlf = contents[name].replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
+        (world.repo.path / name).write_bytes(with_crlf)
+    assert set(world.kinds()) == contents.keys() - turned - {"crlf", "empty"}
 
 
 @settings(max_examples=300, deadline=None)

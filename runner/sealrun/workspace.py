@@ -10,7 +10,7 @@ Rules that this module keeps:
   what git writes for that blob under the commit's attributes, to the byte.
 - Where only a setting of this machine makes a file equal, the comparison names the setting; what
   cannot be judged without running a filter is a difference that says so.
-- The guard expects, and ``compare`` accepts, what one and the same function judged.
+- What the guard is told to expect, and what ``compare`` accepts, one and the same function judged.
 - Nothing is written, and no configured filter or hook runs.
 """
 
@@ -369,8 +369,8 @@ def checked_out(tree: CommittedTree, repository: Repository) -> tuple[Entry, ...
     """Return a commit's entries as the guard has to expect them in this working directory.
 
     Where git converts files, or says that modes mean nothing, a file may rightly differ from its
-    blob; then the entry says what stands there now. ``compare``, by the same judgement, says
-    whether that is right; where it cannot be judged, what stands there now is what is guarded.
+    blob; then the entry says what stands there now. What ``compare`` calls a difference, by the
+    same judgement, is none of this: there the entry is the commit's.
     """
     checkout = Checkout(tree, repository)
     rules = checkout.rules(tree.entries)
@@ -392,7 +392,7 @@ def checked_out(tree: CommittedTree, repository: Repository) -> tuple[Entry, ...
             rule = rules.get(entry.path)
             stands = entry
             state = None if rule is None else _look(tree, repository.workspace, entry, rule)
-            if state is not None and state.judgement is not Judgement.DIFFERENT:
+            if state is not None and state.judgement is Judgement.CHECKED_OUT:
                 stands = replace(entry, oid=state.oid, size=state.size)
             if settings.modes is not None:
                 stands = replace(stands, mode=_mode(status))

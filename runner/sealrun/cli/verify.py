@@ -44,8 +44,12 @@ def command(
                 "files": comparison.files,
                 "bytes": comparison.size,
                 "differences": [
-                    {"path": text(d.path), "kind": d.kind.value, "hidden": d.hidden}
+                    {"path": text(d.path), "kind": d.kind.value, "hidden": d.hidden, "why": d.why}
                     for d in comparison.differences
+                ],
+                "configured": [
+                    {"setting": str(c.setting), "paths": [text(path) for path in c.paths]}
+                    for c in comparison.configured
                 ],
                 "replaced_objects": list(replaced),
                 "ok": ok,
@@ -55,11 +59,20 @@ def command(
     for difference in comparison.differences:
         hidden = ", hidden from git by an index flag" if difference.hidden else ""
         voice.data(console.printable(f"{difference.kind.value}: {text(difference.path)}{hidden}"))
+        if difference.why:
+            voice.data(console.printable(f"  {difference.why}"))
         if difference.kind == "modified":
             for line in unified_diff(tree, repository.workspace, difference.path):
                 voice.data(console.printable(f"  {line}"))
     for oid in replaced:
         voice.data(f"replaced: git shows another object for {oid}")
+    for configured in comparison.configured:
+        voice.say(
+            console.printable(
+                f"{len(configured.paths)} files are as git checks them out here by "
+                f"{configured.setting}, {text(configured.paths[0])} first"
+            )
+        )
     voice.say(
         f"{comparison.files} files, {comparison.size} bytes compared with {tree.commit[:7]}: "
         + ("all equal" if ok else f"{len(comparison.differences)} differ")
