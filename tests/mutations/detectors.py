@@ -41,8 +41,6 @@ def _content(seen: Observed, path: bytes) -> bool:
 
 
 def _event(seen: Observed, path: bytes) -> bool:
-    if seen.phase is Phase.BETWEEN:
-        return any(entry.path == path and entry.area == "tracked" for entry in seen.history)
     return any(mutation.events for mutation in _mutations(seen, path))
 
 
@@ -82,8 +80,6 @@ def _head(seen: Observed, _: bytes) -> bool:
 
 def _git(area: str) -> Callable[[Observed, bytes], bool]:
     def found(seen: Observed, _: bytes) -> bool:
-        if seen.phase is Phase.BETWEEN:
-            return any(entry.area == "git-state" for entry in seen.history)
         git = seen.report.git
         return git is not None and any(change.area == area for change in git.changes)
 
@@ -141,7 +137,7 @@ def missing(technique: Technique, seen: Observed) -> tuple[str, ...]:
 def _wants_evidence(technique: Technique, seen: Observed) -> bool:
     by_guard = By.EVENT in technique.found or By.SWEEP in technique.found
     stands = technique.final and seen.digest not in (None, seen.committed)
-    return stands and by_guard and seen.phase is Phase.DURING
+    return stands and by_guard
 
 
 def _kept(technique: Technique, seen: Observed) -> bool:

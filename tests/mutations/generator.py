@@ -13,9 +13,7 @@ import random
 import shlex
 from dataclasses import dataclass
 
-from mutations.technique import By, Phase, Technique, Unnamed, python
-
-_BETWEEN = Unnamed("between runs the guard remembers what happened, and no writers")
+from mutations.technique import By, Phase, Technique, python
 
 
 @dataclass(frozen=True)
@@ -138,7 +136,7 @@ def _one(dice: random.Random, seed: int, number: int) -> Technique:
     return Technique(
         name=", ".join(filter(None, names)),
         act=script.replace("{act}", act),
-        writer=_BETWEEN if phase is Phase.BETWEEN else writer.program,
+        writer=writer.program,
         found=_found(hiding),
         path=PATHS[where],
         phase=phase,

@@ -29,7 +29,7 @@ from sealrun import tree as trees
 from sealrun import workspace
 from sealrun.errors import ObjectCorrupt
 from sealrun.git import Repository
-from sealrun.guard import GuardClient, ensure, write_manifest
+from sealrun.guard import GuardClient, Report, ensure, write_manifest
 from sealrun.state import Places
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from mutations.technique import Technique
-    from sealrun.guard import Happened, Report
     from sealrun.tree import CommittedTree
     from sealrun.workspace import Comparison
 
@@ -78,7 +77,7 @@ class Observed:
     Attributes:
         first: verify 1.
         last: verify 3.
-        history: what the guard remembers of the time before the run was armed.
+        report: what the guard tells of the time in which the technique struck.
         replaced: objects of the commit that replace refs hide.
         corrupt: the commit could not be read again, because an object does not hash to its name.
         committed: sha256 of the technique's path before it struck; None where no regular file stood.
@@ -89,7 +88,6 @@ class Observed:
     first: Comparison
     last: Comparison
     report: Report
-    history: tuple[Happened, ...]
     replaced: tuple[str, ...]
     corrupt: bool
     committed: str | None
@@ -210,14 +208,15 @@ class Scene:
                 self.script(technique.cleanup)
 
     def _observed(self, client: GuardClient, technique: Technique) -> Observed:
-        began = client.status().watching_since.monotonic
         repository = Repository.find(self.root)
         tree = self._read(repository, repository.resolve())
         committed = self._digest(technique.path)
+        manifest = self._directory / "manifest"
+        write_manifest(manifest, tree.algorithm, workspace.checked_out(tree, repository))
+        client.stand(manifest, self._directory / "between")
         if technique.phase is Phase.BETWEEN:
             self.script(technique.act)
-        history = client.history(began)
-        manifest = self._directory / "manifest"
+        between = client.between()
         write_manifest(manifest, tree.algorithm, workspace.checked_out(tree, repository))
         client.arm("run", manifest, self._directory / "evidence")
         if technique.phase is Phase.ARMED:
@@ -227,13 +226,14 @@ class Scene:
             assert not first.differences, "the workspace was clean before"
             self.script(technique.act)
         report = client.drain("run")
+        if technique.phase is Phase.BETWEEN:
+            report = between or Report(report.coverage)
         last = workspace.compare(tree, repository)
         return Observed(
             phase=technique.phase,
             first=first,
             last=last,
             report=report,
-            history=history,
             replaced=workspace.replaced_objects(repository, tree),
             corrupt=self._corrupt(repository, tree.commit),
             committed=committed,

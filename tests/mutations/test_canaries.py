@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from sealrun.guard.coverage import Moment
     from sealrun.guard.mutations import GitChange
     from sealrun.guard.observer import Event, Raw
-    from sealrun.workspace import Difference
+    from sealrun.tree import CommittedTree
 
 Patch = pytest.MonkeyPatch
 _BY_NAME = {one.name: one for one in TECHNIQUES}
@@ -75,10 +75,14 @@ def _no_root(patch: Patch) -> None:
 
 
 def _no_flags(patch: Patch) -> None:
-    def flags(found: list[Difference], _: Repository) -> Iterator[Difference]:
-        yield from found
+    whole = workspace.compare
 
-    patch.setattr(workspace, "_with_flags", flags)
+    def compare(tree: CommittedTree, repository: Repository) -> Comparison:
+        found = whole(tree, repository)
+        shown = tuple(replace(difference, hidden=False) for difference in found.differences)
+        return replace(found, differences=shown)
+
+    patch.setattr(workspace, "compare", compare)
 
 
 def _no_hashing(patch: Patch) -> None:
@@ -119,8 +123,8 @@ def _no_evidence(patch: Patch) -> None:
     patch.setattr(EvidenceStore, "_write", lambda *_, **__: None)
 
 
-def _no_memory(patch: Patch) -> None:
-    patch.setattr(core.Guard, "_remember", lambda *_: None)
+def _no_standing_watch(patch: Patch) -> None:
+    patch.setattr(core.Guard, "stand", lambda *_: None)
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,7 @@ CANARIES = (
     Canary(By.CONTENT, "on the block device below the file system", _no_content),
     Canary(By.CONTENT, "a hard link from outside, made now", _no_content),
     Canary(By.EVENT, "sed -i", _no_events),
-    Canary(By.EVENT, "sed -i", _no_memory, Phase.BETWEEN),
+    Canary(By.EVENT, "sed -i", _no_standing_watch, Phase.BETWEEN),
     Canary(By.REWRITE, "there and back within 1 ms", _no_events),
     Canary(By.SWEEP, "a hard link from outside, made before", _no_sweep),
     Canary(By.SWEEP, "a mapping that stays open", _no_sweep),
