@@ -69,7 +69,8 @@ TECHNIQUES = (
     Technique("a program that is only in memory", python(_MEMORY), "editor"),
     Technique(
         "a program that was removed while it ran",
-        'cp /bin/dd "$OUT/gone"\n"$OUT/gone" if=<(rm "$OUT/gone"; cat prepare.py) of=train.py',
+        'cp /bin/dd "$OUT/gone"\nmkfifo "$OUT/pipe"\n"$OUT/gone" if="$OUT/pipe" of=train.py &\n'
+        'exec 3> "$OUT/pipe"\nrm "$OUT/gone"\ncat prepare.py >&3\nexec 3>&-\nwait $!',
         "gone",
     ),
     Technique(

@@ -60,7 +60,7 @@ def test_each_repetition_holds(repetition: int) -> None:
 @pytest.mark.soak
 @pytest.mark.parametrize("technique", [pytest.param(one, id=one.name) for one in _HERE])
 def test_the_watch_finds_each_technique(technique: Technique) -> None:
-    """The stand-alone watch ends without a clean verdict, whatever the technique, and misnames nobody."""
+    """The stand-alone watch tells of each technique, whatever it is, and misnames nobody."""
     result = rehearse_watched(technique)
     assert result.missing == ()
     assert result.misnamed is None

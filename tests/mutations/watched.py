@@ -72,7 +72,9 @@ def missing(technique: Technique, said: Sequence[dict[str, Any]]) -> tuple[str, 
     lacks: list[str] = []
     if By.IMPORTABLE in technique.found and not _of(technique, said):
         lacks.append(By.IMPORTABLE)
-    if said[-1].get("verdict") == "clean":
+    clean = said[-1]["verdict"] == "clean"
+    # What was undone before anybody could look is worth a note; nothing is changed by it.
+    if clean and not (By.REWRITE in technique.found and _noted(technique, said)):
         lacks.append("a verdict that is not clean")
     return tuple(lacks)
 
@@ -87,6 +89,11 @@ def named(technique: Technique, said: Sequence[dict[str, Any]]) -> Named | None:
     last = found[-1]
     names = programs(Process(last["pid"], exe=last["exe"], cmdline=tuple(last["cmdline"] or ())))
     return Named(last["how"], technique.writer in names, f"{', '.join(names)} ({last['how']})")
+
+
+def _noted(technique: Technique, said: Sequence[dict[str, Any]]) -> bool:
+    ending = "/" + os.fsdecode(technique.path)
+    return any(note["path"].endswith(ending) for note in said[-1]["notes"])
 
 
 def _of(technique: Technique, said: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
