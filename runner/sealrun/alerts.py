@@ -13,6 +13,7 @@ Rules that this module keeps:
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -23,16 +24,17 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from sealrun import cures, writers
+from sealrun.errors import StorageFault
 from sealrun.findings import DIFF_PATHS, diff_of, phase_of, text
 from sealrun.laundering import Foreign, hunk_digests
 from sealrun.ledger import Alert, AlertAccepted, ForeignState, new_ulid, utc
 from sealrun.reasons import Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Container, Iterable, Sequence
 
     from sealrun.git import Repository
-    from sealrun.guard.mutations import EvidenceStore, Mutation
+    from sealrun.guard.mutations import Evidence, EvidenceStore, Mutation
     from sealrun.guard.processes import Process as Seen
     from sealrun.ledger import Ledger, Recorded, WriterFacts
     from sealrun.tree import CommittedTree, Spool
@@ -304,7 +306,7 @@ class _Change:
         return 1000 + 4 * sum(map(len, texts)) + 64 * len(state.hunks)
 
 
-def from_mutations(
+def from_mutations(  # noqa: PLR0913 - each is another fact of the same report
     run: str | None,
     mutations: Iterable[Mutation],
     tree: CommittedTree,
@@ -312,26 +314,29 @@ def from_mutations(
     classify: Callable[[Mutation], Whose],
     known: Iterable[Standing] = (),
     *,
-    phase: Phase | None = None,
+    phase: Callable[[Mutation], Phase] | None = None,
     store: EvidenceStore | None = None,
+    categories: Container[str] = ("foreign", "unknown", "experiment"),
 ) -> tuple[Alert, ...]:
     """Return the alerts that mutations make, ready for the ledger; the oldest first.
 
     Args:
         run: id of the run that they belong to; None between runs.
-        mutations: of one report.
+        mutations: of one report, all of them: what stood before a change may be the loop's own.
         tree: the commit that they were compared with.
         gate: CLOCK_MONOTONIC seconds when the gate opened; None when it did not.
         classify: says whose a mutation is. What the loop did to tracked files makes no alert.
         known: alerts on record, accepted ones too: one that comes back keeps its id and counts.
-        phase: of all of them; found from the gate when not given.
+        phase: of each; found from the gate when not given.
+        categories: whose changes make alerts.
         store: keeps the committed bytes beside the foreign ones, so that an alert can be read and
             looked for without the repository.
     """
     changes: list[_Change] = []
+    mutations = tuple(mutations)
     for mutation in mutations:
         found = classify(mutation)
-        if found.category == "loop" and mutation.area == "tracked":
+        if found.category not in categories and mutation.area == "tracked":
             continue
         writer = writers.facts(mutation.writer, mutation.candidates, os.geteuid())
         writer = dataclasses.replace(
@@ -340,12 +345,12 @@ def from_mutations(
         changes.append(
             _Change(
                 mutation=mutation,
-                phase=phase or phase_of(mutation, gate),
+                phase=phase(mutation) if phase else phase_of(mutation, gate),
                 reason=_reason(mutation, found.category),
                 writer=writer,
                 program=cures.program(writer.process),
                 family=_family(mutation),
-                state=_state(mutation, tree, store),
+                state=_state(mutation, _earlier(mutation, mutations), tree, store),
             )
         )
     before = Known(known)
@@ -371,25 +376,41 @@ def _family(mutation: Mutation) -> frozenset[tuple[int, int | None]]:
     return frozenset((one.pid, one.started) for one in near if one is not None and one.pid != _INIT)
 
 
-def _state(mutation: Mutation, tree: CommittedTree, store: EvidenceStore | None) -> ForeignState:
+def _earlier(mutation: Mutation, mutations: Iterable[Mutation]) -> Mutation | None:
+    """Return the state of a path that a mutation was made to; None for the expected content.
+
+    Somebody may have saved the file before: only what came on top of that is the writer's.
+    """
+    began = mutation.first.monotonic
+    before = [
+        other
+        for other in mutations
+        if (other.path, other.area) == (mutation.path, mutation.area)
+        and other.first.monotonic < began
+        and (mutation.restored or not other.restored)
+    ]
+    return max(before, key=lambda other: min(other.last.monotonic, began), default=None)
+
+
+def _state(
+    mutation: Mutation,
+    earlier: Mutation | None,
+    tree: CommittedTree,
+    store: EvidenceStore | None,
+) -> ForeignState:
     evidence = mutation.evidence
-    entry = tree.get(mutation.path)
-    before: bytes | None = None
-    if entry is not None and entry.size <= MOST_KEPT and _blob(mutation.before) == entry.oid:
-        before = tree.read(entry)
+    digest = mutation.before if earlier is None else earlier.after
+    before, kept = _stood_before(digest, earlier, tree, store)
     sha256 = None if evidence is None else evidence.sha256
     after, _ = read_evidence(None if evidence is None else evidence.file, sha256)
     digests: tuple[str, ...] = ()
     if before is not None and after is not None:
         digests = hunk_digests(before, after)
-    kept = None
-    if store is not None and before is not None:
-        kept = store.keep(hashlib.sha256(before).hexdigest(), len(before), before)
     return ForeignState(
         path=text(mutation.path),
         change=mutation.kind,
         commit=tree.commit,
-        before=mutation.before,
+        before=digest,
         after=mutation.after,
         before_sha256=None if kept is None else kept.sha256,
         before_evidence=None if kept is None else kept.file,
@@ -400,6 +421,22 @@ def _state(mutation: Mutation, tree: CommittedTree, store: EvidenceStore | None)
         count=mutation.count,
         restored=mutation.restored,
     )
+
+
+def _stood_before(
+    digest: str | None, earlier: Mutation | None, tree: CommittedTree, store: EvidenceStore | None
+) -> tuple[bytes | None, Evidence | None]:
+    if earlier is not None:
+        kept = earlier.evidence
+        return (None if kept is None else read_evidence(kept.file, kept.sha256)[0]), kept
+    content: bytes | None = None
+    # Of an earlier commit too: what was expected between two runs is what the last one held.
+    with contextlib.suppress(KeyError, StorageFault):
+        if (blob := _blob(digest)) is not None and tree.spool.size(blob) <= MOST_KEPT:
+            content = tree.spool.read(blob, "blob")
+    if content is None or store is None:
+        return content, None
+    return content, store.keep(hashlib.sha256(content).hexdigest(), len(content), content)
 
 
 def grouped(changes: Iterable[_Change]) -> list[list[_Change]]:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from sealrun import determinism, facts, leftovers, record
+from sealrun import determinism, facts, intentlog, leftovers, record
 from sealrun import findings as found_by
 from sealrun.data import HashCache, changes
 from sealrun.errors import (
@@ -36,20 +36,23 @@ from sealrun.errors import (
     Status,
 )
 from sealrun.image.model import PATH, WORKDIR
-from sealrun.ledger import RunEnded, new_ulid
+from sealrun.ledger import Alert, RunEnded, new_ulid
 from sealrun.metric import Metric, read_metric
+from sealrun.ownership import Ownership, left_by
 from sealrun.policy import Tightening, committed_policy, tighten
 from sealrun.progress import Progress
 from sealrun.reasons import Reason
 from sealrun.request import request_for
 from sealrun.sandbox.check import ContainerCheck
 from sealrun.sandbox.contents import Witnesses
+from sealrun.sessions import Sessions
 from sealrun.state import private
+from sealrun.tree import Spool, read_commit
 from sealrun.verdict import Finding, Kind, Outcome, Phase, Verdict, judge
 from sealrun.workspace import checked_out, compare, replaced_objects
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Callable, Generator, Sequence
     from types import FrameType
 
     from sealrun.engine import Engine
@@ -57,6 +60,8 @@ if TYPE_CHECKING:
     from sealrun.guard import Mutation, Report
     from sealrun.image.model import Loading, SealedImage
     from sealrun.image.seal import Sealed
+    from sealrun.intents import Log
+    from sealrun.ledger import Event
     from sealrun.policy import EffectivePolicy
     from sealrun.sandbox.protocol import Container, Ended, FileState, Request, Sandbox
     from sealrun.state import Places
@@ -200,6 +205,7 @@ class Experiment:
         self.listener = listener
         self.clock = Stopwatch()
         self.course = Course()
+        self.told: list[Alert] = []
         self.removal: threading.Thread | None = None
         self.id = new_ulid()
         self.directory = places.run(repository_id, self.id)
@@ -235,8 +241,6 @@ class Experiment:
     # -- 1: resolve the commit, open the record, pin, compare what judges it with the approved ---
 
     def _committed_tree(self) -> CommittedTree:
-        from sealrun.tree import Spool, read_commit
-
         commit = self.repository.resolve(
             "HEAD" if self.asked.revision is None else self.asked.revision
         )
@@ -288,10 +292,12 @@ class Experiment:
                 manifest,
                 self.directory / "evidence",
                 tuple(dataset.source for dataset in self.datasets),
+                between=self.places.between(self.repository_id) / self.id,
             )
             return self._watched()
 
     def _watched(self) -> Finished:
+        self._look_back()
         before = self._verify_1()
         # What was not watched is known already; a policy may refuse to start on it.
         self._add(*found_by.from_gaps(self.guard.drain(self.id)))
@@ -303,11 +309,80 @@ class Experiment:
         verdict = judge(self.course.findings, self.policy.policy, started=False)
         return verdict.kind is not Kind.REFUSED
 
+    def _look_back(self) -> None:
+        """Put on record what foreign writers did since the run before."""
+        with self.clock.step("guard"):
+            self.meant = self._intents()
+            self.owners = self._ownership()
+            self.between = self.guard.between()
+            self.foreign: tuple[Mutation, ...] = ()
+            if self.between is None:
+                return
+            self.foreign = tuple(
+                m for m in self.between.mutations if self.owners.of(m).category == "foreign"
+            )
+            self.course.missing.extend(
+                f"between the runs: {gap.text}" for gap in self.between.coverage.gaps
+            )
+            if self.foreign:
+                # What nobody is known to have done is most often the loop's own editing.
+                self._record_alerts(
+                    self.ledger.append,
+                    self.between.mutations,
+                    phase=found_by.phases_between(self.between, self.tree.commit),
+                    categories=("foreign",),
+                )
+
+    def _intents(self) -> Log | None:
+        """Read what the agent's hooks recorded; most repositories have none."""
+        directory = self.places.repository(self.repository_id)
+        if not (directory / intentlog.DIRECTORY).exists():
+            return None
+        from sealrun.intents import read
+
+        return read(directory, self.repository.workspace)
+
+    def _ownership(self) -> Ownership:
+        """Return whose changes are whose, as far as is known at this moment."""
+        return Ownership(
+            Sessions.of(self.places, self.repository_id).all(),
+            self.policy.policy.guard.foreign,
+            {} if self.meant is None else self.meant.intended(),
+        )
+
+    def _record_alerts(
+        self,
+        append: Callable[[Event], object],
+        mutations: Sequence[Mutation],
+        *,
+        phase: Callable[[Mutation], Phase] | None = None,
+        categories: tuple[str, ...] = ("foreign", "unknown", "experiment"),
+    ) -> None:
+        if not mutations:
+            return
+        from sealrun import alerts
+        from sealrun.guard.mutations import EvidenceStore
+
+        for alert in alerts.from_mutations(
+            self.id,
+            mutations,
+            self.tree,
+            self.course.gate,
+            self.owners.of,
+            alerts.standing(self.ledger),
+            phase=phase,
+            store=EvidenceStore(self.directory / "evidence"),
+            categories=categories,
+        ):
+            append(alert)
+            self.told.append(alert)
+
     # -- 3: verify 1: the workspace against the spool, every byte --------------------------------
 
     def _verify_1(self) -> Comparison | None:
         with self.clock.step("verify 1"):
             self._add(*found_by.from_replaced(replaced_objects(self.repository, self.tree)))
+            self._look_for_foreign_bytes()
             head = self._head()
             asked_for = self.asked.revision is not None and not self.asked.snapshot
             # Whatever it is called: HEAD is what the workspace has to equal.
@@ -320,13 +395,68 @@ class Experiment:
                 return None
             if self.asked.revision is None:
                 self._add(*found_by.from_head(self.tree.commit, head))
+                self._compare_with_intents()
             comparison = compare(self.tree, self.repository)
-            self._add(*found_by.from_comparison(comparison, self.tree, self.repository.workspace))
+            foreign = self._foreign_differences(comparison)
+            self._add(
+                *found_by.from_comparison(
+                    comparison, self.tree, self.repository.workspace, foreign
+                ),
+                *found_by.from_between(self.foreign, {d.path for d in comparison.differences}),
+            )
             self.course.verified.append(
                 f"before the start: {comparison.files} files of the workspace, "
                 f"{comparison.size} bytes, by content"
             )
             return comparison
+
+    def _look_for_foreign_bytes(self) -> None:
+        """Look in the commit for what open alerts are about, whoever committed it."""
+        if not self.ledger.events(Alert):
+            return
+        from sealrun import alerts
+        from sealrun.laundering import contained
+
+        opened = [one for one in alerts.standing(self.ledger) if one.is_open]
+        base_of = alerts.bases(self.repository, self.tree.spool)
+        foreign, problems = alerts.foreign(opened, base_of)
+        found = contained(self.tree, foreign, base_of)
+        self._add(*found_by.from_laundered(found))
+        self.course.missing.extend(problems)
+        self.course.verified.append(
+            f"the commit, for the bytes of {len(opened)} open alerts: found in {len(found)} places"
+        )
+
+    def _compare_with_intents(self) -> None:
+        """Compare what the commit changed with what the agent's hooks say that it meant."""
+        if self.meant is None:
+            return
+        from sealrun.intents import Agreement, commit_time
+        from sealrun.intents import compare as compare_with
+
+        try:
+            before = self.repository.resolve(f"{self.tree.commit}^")
+            parent = read_commit(self.repository, before, self.tree.spool)
+        except (RepositoryError, ObjectCorrupt):
+            parent = None
+        found = compare_with(self.meant, self.tree, parent, committed_at=commit_time(self.tree))
+        self._add(*found_by.from_intents(found))
+        kinds = [match.kind for match in found]
+        self.course.verified.append(
+            f"{kinds.count(Agreement.MATCH)} of {len(found)} files that the commit changed are as the "
+            f"agent meant them, {kinds.count(Agreement.UNKNOWN)} cannot be compared"
+        )
+
+    def _foreign_differences(self, comparison: Comparison) -> dict[bytes, Mutation]:
+        """Return the last change of each differing path that only foreign writers changed."""
+        found: dict[bytes, Mutation] = {}
+        for difference in comparison.differences:
+            states = (
+                () if self.between is None else left_by(self.between, self.tree, difference.path)
+            )
+            if states and all(self.owners.of(state).category == "foreign" for state in states):
+                found[difference.path] = states[-1]
+        return found
 
     def _head(self) -> str | None:
         try:
@@ -558,7 +688,8 @@ class Experiment:
         """Notice the first mutation, or the guard's end, that aborts under this run's policy."""
 
         def mutated(mutation: Mutation) -> None:
-            if self._aborts(found_by.from_mutation(mutation, self.tree, self.course.gate)):
+            gate, owners = self.course.gate, self._ownership()
+            if self._aborts(found_by.from_mutation(mutation, self.tree, gate, owners)):
                 struck.set()
 
         def lost(error: SealrunError) -> None:
@@ -628,7 +759,8 @@ class Experiment:
                     for d in self.datasets
                 )
             course.report = self.guard.disarm(self.id)
-            self._add(*found_by.from_report(course.report, self.tree, course.gate))
+            self.owners = self._ownership()
+            self._add(*found_by.from_report(course.report, self.tree, course.gate, self.owners))
             if before is not None and course.started:
                 self._compare_again(before, course.report)
         verdict = judge(deduplicated(course.findings), policy, started=course.started)
@@ -670,8 +802,7 @@ class Experiment:
         ended = course.ended
         with self.ledger.transaction() as tx:
             if course.report is not None:
-                for alert in record.alerts(self.id, course.report, self.tree, course.gate):
-                    tx.append(alert)
+                self._record_alerts(tx.append, course.report.mutations)
             tx.append(
                 RunEnded(
                     run=self.id,

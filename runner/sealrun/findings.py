@@ -5,8 +5,8 @@ Rules that this module keeps:
 - Pure, but for reading the bytes that a shown diff needs.
 - An observation that is not understood becomes a finding too; nothing is dropped.
 - Every gap in what was watched or compared is a finding of its own.
-- A writer that is named is not yet known to be the loop's or foreign: without a session nobody is
-  assumed to be either, and DESIGN section 5 says what that means (``unknown``).
+- A writer that is named is not yet known to be the loop's or foreign: ``Ownership`` says which, and
+  DESIGN section 5 what that means. Whoever is not known to be the loop is not treated as it.
 """
 
 from __future__ import annotations
@@ -23,13 +23,17 @@ from sealrun.verdict import Finding, Phase
 from sealrun.workspace import diff_lines, unified_diff
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 
     from sealrun.guard.mutations import GitState, Mutation, Report
+    from sealrun.intents import Match
+    from sealrun.laundering import Laundered
+    from sealrun.ownership import Ownership
     from sealrun.record import Approvals
     from sealrun.sandbox.contents import Discrepancy
     from sealrun.sandbox.protocol import Interference
     from sealrun.tree import CommittedTree
+    from sealrun.whose import Whose
     from sealrun.workspace import Comparison
 
 #: Lines of diff kept for one path, and paths that get one: an agent reads the last 50 lines.
@@ -45,18 +49,32 @@ def text(path: bytes) -> str:
 
 
 def from_comparison(
-    comparison: Comparison, tree: CommittedTree, workspace: Path
+    comparison: Comparison,
+    tree: CommittedTree,
+    workspace: Path,
+    foreign: Mapping[bytes, Mutation],
 ) -> Iterator[Finding]:
-    """Yield a finding for each path that differs from the commit before the start."""
+    """Yield a finding for each path that differs from the commit before the start.
+
+    Args:
+        foreign: the last change of each path that none but foreign writers changed since the commit.
+    """
     for number, difference in enumerate(comparison.differences):
-        reason = Reason.HIDDEN_FROM_GIT if difference.hidden else Reason.WORKSPACE_DIFFERS
+        culprit = foreign.get(difference.path)
+        words = f"{text(difference.path)} is {difference.kind}"
+        if difference.hidden:
+            reason = Reason.HIDDEN_FROM_GIT
+            words += ", and an index flag hides it from git"
+        elif culprit is not None:
+            reason = Reason.WORKSPACE_DIFFERS_FOREIGN
+        else:
+            reason = Reason.WORKSPACE_DIFFERS
         diff: tuple[str, ...] = ()
         if number < DIFF_PATHS and difference.kind == "modified":
             diff = unified_diff(tree, workspace, difference.path, lines=DIFF_LINES)
         yield Finding(
             reason,
-            f"{text(difference.path)} is {difference.kind}"
-            + (", and an index flag hides it from git" if difference.hidden else ""),
+            words + ("" if culprit is None else _by(culprit)),
             text(difference.path),
             Phase.AFTER_COMMIT,
             diff,
@@ -98,14 +116,17 @@ def from_approvals(found: Approvals, commit: str) -> Iterator[Finding]:
                 yield Finding(reason, f"{path} is not as the owner of this loop left it", path)
 
 
-def from_report(report: Report, tree: CommittedTree, gate: float | None) -> Iterator[Finding]:
+def from_report(
+    report: Report, tree: CommittedTree, gate: float | None, owners: Ownership
+) -> Iterator[Finding]:
     """Yield a finding for each mutation of an armed interval and each gap in watching it.
 
     Args:
         gate: CLOCK_MONOTONIC seconds when the gate opened; None when it did not.
+        owners: tells whose each mutation is.
     """
     for mutation in report.mutations:
-        yield from_mutation(mutation, tree, gate)
+        yield from_mutation(mutation, tree, gate, owners)
     for rewrite in report.rewrites:
         reason = Reason.IDENTICAL_REWRITE if rewrite.content else Reason.METADATA_ONLY
         yield Finding(
@@ -127,6 +148,72 @@ def from_head(commit: str, head: str | None) -> Iterator[Finding]:
             "was being prepared",
             phase=Phase.AFTER_COMMIT,
         )
+
+
+def phases_between(report: Report, commit: str) -> Callable[[Mutation], Phase]:
+    """Return what tells for each change between two runs whether the commit came after it.
+
+    Args:
+        report: of the time between the runs.
+        commit: that the second run is of.
+    """
+    made = None
+    if report.git is not None:
+        moves = [
+            c.at.monotonic for c in report.git.changes if c.area == "head" and c.after == commit
+        ]
+        made = moves[-1] if moves else None
+
+    def phase(mutation: Mutation) -> Phase:
+        if made is not None and mutation.first.monotonic < made:
+            return Phase.BEFORE_COMMIT
+        return Phase.AFTER_COMMIT
+
+    return phase
+
+
+def from_between(found: Sequence[Mutation], differing: Container[bytes]) -> Iterator[Finding]:
+    """Yield a finding for each foreign change between runs that the workspace no longer shows.
+
+    Args:
+        found: the foreign ones.
+        differing: paths that differ from the commit; those have findings of their own.
+    """
+    for mutation in found:
+        if mutation.path not in differing:
+            name = text(mutation.path)
+            words = f"{name} was {mutation.kind} between runs"
+            yield Finding(Reason.FOREIGN_BETWEEN, words + _by(mutation), name)
+
+
+def from_laundered(found: Iterable[Laundered]) -> Iterator[Finding]:
+    """Yield a finding for each place of a commit that holds what a foreign writer wrote."""
+    for laundered in found:
+        name = text(laundered.path)
+        where = f", line {laundered.lines[0]}" if laundered.lines else ""
+        by = writers.describe(laundered.writer)
+        yield Finding(
+            Reason.CONTAINS_FOREIGN,
+            f"{name}{where} holds what alert {laundered.alert} is about"
+            f"{f', {by}' if by else ''}; this restores it",
+            name,
+            Phase.BEFORE_COMMIT,
+            laundered.restore[:DIFF_LINES],
+        )
+
+
+def from_intents(found: Iterable[Match]) -> Iterator[Finding]:
+    """Yield a finding for each path of a commit that is not what the agent meant to write."""
+    for match in found:
+        if match.kind == "differs":
+            name = text(match.path)
+            yield Finding(
+                Reason.INTENT_DIFFERS,
+                f"{name}: {match.why}",
+                name,
+                Phase.BEFORE_COMMIT,
+                match.foreign[:DIFF_LINES],
+            )
 
 
 def _git(state: GitState) -> Iterator[Finding]:
@@ -157,7 +244,9 @@ def from_gaps(report: Report) -> Iterator[Finding]:
         yield Finding(gap.reason, gap.text)
 
 
-def from_mutation(mutation: Mutation, tree: CommittedTree, gate: float | None) -> Finding:
+def from_mutation(
+    mutation: Mutation, tree: CommittedTree, gate: float | None, owners: Ownership
+) -> Finding:
     """Return the finding of one mutation; see ``from_report``."""
     name = text(mutation.path)
     phase = phase_of(mutation, gate)
@@ -170,10 +259,24 @@ def from_mutation(mutation: Mutation, tree: CommittedTree, gate: float | None) -
         words += f" {mutation.count} times"
     if mutation.restored:
         words += "; the committed bytes are back"
-    writer = writers.describe(writers.facts(mutation.writer, mutation.candidates, os.geteuid()))
-    if writer:
-        words += f"; {writer}"
-    return Finding(Reason.EDIT_UNATTRIBUTED, words, name, phase, diff_of(mutation, tree))
+    reason = reason_of(mutation, owners.of(mutation))
+    return Finding(reason, words + _by(mutation), name, phase, diff_of(mutation, tree))
+
+
+def reason_of(mutation: Mutation, whose: Whose) -> Reason:
+    """Return what a mutation during a run is called."""
+    if mutation.area == "data":
+        return Reason.DATA_CHANGED
+    if mutation.area != "tracked":
+        return Reason.CONFIGURATION_CHANGED
+    by = {"loop": Reason.EDIT_LOOP, "foreign": Reason.EDIT_FOREIGN}
+    return by.get(whose.category, Reason.EDIT_UNATTRIBUTED)
+
+
+def _by(mutation: Mutation) -> str:
+    facts = writers.facts(mutation.writer, mutation.candidates, os.geteuid())
+    writer = writers.describe(facts)
+    return f"; {writer}" if writer else ""
 
 
 def phase_of(mutation: Mutation, gate: float | None) -> Phase:

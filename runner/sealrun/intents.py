@@ -138,6 +138,14 @@ class Log:
     events: tuple[Event, ...] = ()
     content: Callable[[str], bytes | None] = field(default=lambda _: None, repr=False)
 
+    def intended(self) -> dict[bytes, frozenset[str]]:
+        """Return the sha256 of each content that the agent meant for each path."""
+        found: dict[bytes, set[str]] = {}
+        for event in self.events:
+            if isinstance(event, Intent) and event.intended not in (None, ABSENT):
+                found.setdefault(event.path, set()).add(str(event.intended))
+        return {path: frozenset(states) for path, states in found.items()}
+
 
 class Agreement(StrEnum):
     """How a committed path compares with what was meant."""

@@ -16,12 +16,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from sealrun import __version__, facts, writers
+from sealrun import __version__, facts
 from sealrun.data import sha256_of, walk
-from sealrun.findings import diff_of, phase_of, text
+from sealrun.findings import text
 from sealrun.git import RUN_REFS
 from sealrun.ledger import (
-    Alert,
     Approval,
     Because,
     Coverage,
@@ -36,21 +35,19 @@ from sealrun.ledger import (
     PolicyFacts,
     RunOpened,
     RunProgress,
-    new_ulid,
     utc,
 )
 from sealrun.policy import Approvable, approvable, approved_policy
-from sealrun.reasons import Reason
 from sealrun.verdict import severity
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from sealrun.data import Dataset
     from sealrun.engine import Engine
     from sealrun.git import Repository
-    from sealrun.guard.mutations import Mutation, Report
+    from sealrun.guard.mutations import Report
     from sealrun.image.model import Environment, Loading, SealedImage
     from sealrun.ledger import Ledger
     from sealrun.metric import Metric
@@ -277,33 +274,6 @@ def coverage(report: Report | None, verified: Sequence[str], missing: Sequence[s
         verified=tuple(verified),
         observed=tuple(observed),
         missing=(*gaps, *missing),
-    )
-
-
-def alerts(run_id: str, report: Report, tree: CommittedTree, gate: float | None) -> Iterator[Alert]:
-    """Yield one alert for each mutation of a report."""
-    for mutation in report.mutations:
-        yield _alert(run_id, mutation, tree, gate)
-
-
-def _alert(run_id: str, mutation: Mutation, tree: CommittedTree, gate: float | None) -> Alert:
-    reasons = {"tracked": Reason.EDIT_UNATTRIBUTED, "data": Reason.DATA_CHANGED}
-    return Alert(
-        run=run_id,
-        id=new_ulid(),
-        path=text(mutation.path),
-        phase=phase_of(mutation, gate),
-        change=mutation.kind,
-        reason=reasons.get(mutation.area, Reason.CONFIGURATION_CHANGED),
-        diff="\n".join(diff_of(mutation, tree)) or None,
-        before=mutation.before,
-        after=mutation.evidence.sha256 if mutation.evidence else mutation.after,
-        evidence=mutation.evidence.file if mutation.evidence else None,
-        writer=writers.facts(mutation.writer, mutation.candidates, os.geteuid()),
-        first_at=_utc(mutation.first.wall),
-        last_at=_utc(mutation.last.wall),
-        count=mutation.count,
-        restored=mutation.restored,
     )
 
 

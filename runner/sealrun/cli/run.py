@@ -18,7 +18,7 @@ from sealrun.cli import console
 from sealrun.errors import Interrupted, SealrunError, StorageFault, UsageError
 
 if TYPE_CHECKING:
-    from sealrun.experiment import Finished
+    from sealrun.experiment import Experiment, Finished
     from sealrun.policy import Tightening
 
 #: Lines of a refusal; an agent that sees no metric reads the last 50 lines.
@@ -102,6 +102,8 @@ def command(
                 _write(result_file, _fault(experiment.id, error))
             except StorageFault as also:
                 console.current().error(also)
+        if isinstance(error, SealrunError):
+            _sound_alarm(experiment, error)
         raise
     status = exit_status(finished, fail_on_flag=fail_on_flag)
     _tell(finished)
@@ -109,7 +111,26 @@ def command(
         _tell_why(experiment.log)
     if result_file is not None:
         _write(result_file, _result(finished, status))
+    _sound_alarm(experiment, finished)
     return status
+
+
+def _sound_alarm(experiment: Experiment, ending: Finished | SealrunError) -> None:
+    """Tell whoever is to be told how a run ended; trouble with that never changes the run."""
+    from sealrun.state import configuration
+
+    if not (configuration() / "alarm.toml").exists():
+        return
+    from sealrun.alarm import Alarm, of_error, of_finished
+
+    workspace = experiment.repository.workspace
+    if isinstance(ending, SealrunError):
+        ended = of_error(ending, experiment.id, workspace)
+    else:
+        ended = of_finished(ending, workspace, experiment.told)
+    trouble = None if ended is None else Alarm.of_user(experiment.places).ended(ended)
+    if trouble:
+        console.current().say(trouble)
 
 
 def _word(number: int, word: str) -> str:
