@@ -122,11 +122,16 @@ def policy() -> str:
     """Return a table of keys for each section of a policy."""
     from pydantic import BaseModel
 
-    from sealrun.policy import Policy
+    from sealrun.policy import FETCHES, Policy
 
     top: list[str] = []
     sections: list[str] = []
     for name, field in Policy.model_fields.items():
+        if name == "fetch":
+            for kind, model in FETCHES.items():
+                sections += ["", f'## `[[fetch]]` of `kind = "{kind}"`', "", *_HEAD]
+                sections += [_row(key, value) for key, value in model.model_fields.items()]
+            continue
         models = [
             kind
             for kind in (field.annotation, *get_args(field.annotation))

@@ -21,6 +21,7 @@ import tomllib
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
@@ -255,6 +256,101 @@ class DataPolicy(_Section):
         return source
 
 
+#: A name on a hub: no "..", no "--" (which separates names in the client's cache), no path.
+_HUB_NAME = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
+_REVISION = re.compile(
+    r"(?!.*(?:\.\.|//|/\.|\.lock(?:/|$)))[A-Za-z0-9](?:[A-Za-z0-9._/-]*[A-Za-z0-9_])?"
+)
+_Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=128)]
+
+
+class _Fetch(_Section):
+    token: _Variable | None = Field(
+        default=None,
+        description="name of the caller's variable whose value opens the server to the download; "
+        "it never enters a container or the record",
+    )
+
+
+class HubFetch(_Fetch):
+    """``[[fetch]]`` of ``kind = "hub"``: a repository of a model hub, found by its client offline."""
+
+    kind: Literal["hub"] = Field(description="hub")
+    repository: str = Field(description="ORGANISATION/NAME on the hub")
+    type: Literal["model", "dataset", "space", "kernel"] = Field(
+        default="model", description="model, dataset, space or kernel"
+    )
+    revision: str = Field(
+        default="main", max_length=200, description="commit, or a branch or tag, resolved once"
+    )
+    allow: tuple[str, ...] = Field(
+        default=(), description="patterns of the files wanted, as the client's allow_patterns"
+    )
+
+    @field_validator("repository")
+    @classmethod
+    def _on_a_hub(cls, repository: str) -> str:
+        parts = repository.split("/")
+        if len(parts) > 2 or not all(_HUB_NAME.fullmatch(part) for part in parts):  # noqa: PLR2004 - organisation and name
+            raise ValueError("repository must be ORGANISATION/NAME as on the hub")
+        return repository
+
+    @field_validator("revision")
+    @classmethod
+    def _one_revision(cls, revision: str) -> str:
+        if not _REVISION.fullmatch(revision):
+            raise ValueError("revision must be a commit, a branch or a tag")
+        return revision
+
+
+class _PlacedFetch(_Fetch):
+    url: str = Field(max_length=4096, description="where it is downloaded from")
+    target: str | None = Field(
+        default=None, description="path in the container; ~ is its HOME; else /data/NAME"
+    )
+
+
+class UrlFetch(_PlacedFetch):
+    """``[[fetch]]`` of ``kind = "url"``: one file, known by its hash."""
+
+    kind: Literal["url"] = Field(description="url")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="of the file, hexadecimal")
+    limit: Size = Field(default=64 << 30, description="bytes that the file may have at most")
+
+    @field_validator("url")
+    @classmethod
+    def _a_file(cls, url: str) -> str:
+        return _checked_url(url, ("https", "http"))
+
+
+class GitFetch(_PlacedFetch):
+    """``[[fetch]]`` of ``kind = "git"``: the files of one commit of another repository."""
+
+    kind: Literal["git"] = Field(description="git")
+    commit: str = Field(pattern=r"^(?:[0-9a-f]{40}|[0-9a-f]{64})$", description="full id")
+
+    @field_validator("url")
+    @classmethod
+    def _a_repository(cls, url: str) -> str:
+        return _checked_url(url, ("https", "http", "file"))
+
+
+def _checked_url(url: str, schemes: tuple[str, ...]) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in schemes or not (parts.netloc or parts.scheme == "file"):
+        raise ValueError(f"url must begin with {' or '.join(f'{s}://' for s in schemes)}")
+    if "@" in parts.netloc or parts.fragment:
+        raise ValueError("url must hold no password and no fragment; token names a variable")
+    if not url.isprintable() or " " in url:
+        raise ValueError("url holds a space or a control character")
+    return url
+
+
+FetchPolicy = Annotated[HubFetch | UrlFetch | GitFetch, Field(discriminator="kind")]
+#: The models of ``[[fetch]]``, by kind.
+FETCHES: Mapping[str, type[_Fetch]] = {"hub": HubFetch, "url": UrlFetch, "git": GitFetch}
+
+
 class Policy(_Section):
     """All that a policy says."""
 
@@ -266,6 +362,18 @@ class Policy(_Section):
     guard: GuardPolicy = GuardPolicy()
     determinism: DeterminismPolicy = DeterminismPolicy()
     data: tuple[DataPolicy, ...] = Field(default=(), description="data mounts")
+    fetch: tuple[FetchPolicy, ...] = Field(
+        default=(), description="downloads that sealrun warm makes and runs find offline"
+    )
+
+    @field_validator("fetch")
+    @classmethod
+    def _each_once(cls, fetch: tuple[FetchPolicy, ...]) -> tuple[FetchPolicy, ...]:
+        # The client's cache has one directory for a repository, whatever the revision.
+        named = [(one.type, one.repository) for one in fetch if isinstance(one, HubFetch)]
+        if len(named) != len(set(named)):
+            raise ValueError("a repository of a hub is fetched once, at one revision")
+        return fetch
 
     def react(self, reason: Reason, severity: Severity) -> Severity:
         """Return what a finding does under this policy's level (DESIGN section 5)."""
@@ -427,6 +535,9 @@ def _invalid(error: ValidationError, text: str, source: str) -> PolicyError:
     hint = "sealrun policy check FILE validates a policy before it is committed."
     for problem in error.errors():
         place = [str(part) for part in problem["loc"] if not isinstance(part, int)]
+        if place[:1] == ["fetch"]:
+            # Between the section and the key stands which of the union's models it was read as.
+            place[1:2] = []
         dotted = ".".join(place)
         line = _line_of(text, dotted) or _line_of(text, place[0]) if place else None
         where = f"{source}:{line}" if line else source
@@ -442,7 +553,7 @@ def _invalid(error: ValidationError, text: str, source: str) -> PolicyError:
 
 def keys() -> tuple[str, ...]:
     """Return every dotted key that a policy may hold."""
-    return tuple(key for key, _, _ in describe())
+    return tuple(dict.fromkeys(key for key, _, _ in describe()))
 
 
 def describe() -> tuple[tuple[str, str, Any], ...]:
@@ -459,6 +570,7 @@ def describe() -> tuple[tuple[str, str, Any], ...]:
         ("guard", GuardPolicy),
         ("determinism", DeterminismPolicy),
         ("data", DataPolicy),
+        *(("fetch", model) for model in FETCHES.values()),
     )
     for name, model in sections:
         for key, info in model.model_fields.items():
