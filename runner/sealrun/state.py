@@ -72,6 +72,15 @@ class Places:
         """Data-root, exec-root, socket and pid file of the private engine."""
         return private(self.data / "engine")
 
+    @property
+    def keys(self) -> Path:
+        """The key that signs the caller's runs, and those that others' runs are checked with."""
+        return private(self.data / "keys")
+
+    def imported(self, repository: str) -> Path:
+        """Runs of other ledgers that came from bundles, a directory each."""
+        return private(self.repository(repository) / "imported")
+
     def spool(self, repository: str) -> Path:
         """Re-hashed git objects of one repository."""
         return private(self.cache / "spool" / repository)

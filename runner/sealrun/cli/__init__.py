@@ -35,6 +35,7 @@ _AGAIN = 0.01
 _EXPERIMENT: dict[str, Any] = {"allow_interspersed_args": False}
 #: Each command is a module of this package, in the order of the help.
 COMMANDS: dict[str, dict[str, Any]] = {
+    "init": {},
     "run": {"context_settings": _EXPERIMENT},
     "warm": {},
     "ps": {},
@@ -44,6 +45,8 @@ COMMANDS: dict[str, dict[str, Any]] = {
     "show": {},
     "reproduce": {},
     "verify": {},
+    "key": {},
+    "verify-run": {},
     "alerts": {},
     "alarm": {},
     "audit": {},
@@ -74,7 +77,7 @@ def application(only: str | None = None) -> typer.Typer:
     )
     app.callback()(_options)
     for name in COMMANDS if only is None else [only]:
-        module = importlib.import_module(f"sealrun.cli.{name}")
+        module = importlib.import_module(f"sealrun.cli.{name.replace('-', '_')}")
         if hasattr(module, "app"):
             app.add_typer(module.app, name=name)
         else:

@@ -22,6 +22,7 @@ from sealrun.ledger.events import (
     Event,
     ForeignState,
     HostFacts,
+    Imported,
     Judgement,
     LayerFacts,
     LoadingFacts,
@@ -35,6 +36,7 @@ from sealrun.ledger.events import (
     RunEnded,
     RunOpened,
     RunProgress,
+    Signed,
     WriterFacts,
 )
 from sealrun.ledger.ledger import Ledger, Transaction, open_ledger, utc
@@ -61,6 +63,7 @@ __all__ = [
     "Filter",
     "ForeignState",
     "HostFacts",
+    "Imported",
     "Judgement",
     "LayerFacts",
     "Ledger",
@@ -77,6 +80,7 @@ __all__ = [
     "RunOpened",
     "RunProgress",
     "RunRecord",
+    "Signed",
     "Transaction",
     "WriterFacts",
     "alert_document",

@@ -684,6 +684,44 @@ class Reproduced(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Signed(Event):
+    """A statement about a run was signed.
+
+    Attributes:
+        statement: sha256 of the statement, which is the envelope's payload.
+        envelope: sha256 of the envelope's file.
+        key: id of the key.
+        late: it was signed some time after the run's end, on demand.
+    """
+
+    kind: ClassVar[str] = "signed"
+
+    statement: str
+    envelope: str
+    key: str
+    late: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imported(Event):
+    """Runs of another ledger were taken from a bundle; they never become runs of this one.
+
+    Attributes:
+        bundle: sha256 of the bundle's file.
+        repository: id of the repository that the runs were made in.
+        runs: their ids.
+        keys: ids of the keys that signed their statements.
+    """
+
+    kind: ClassVar[str] = "imported"
+
+    bundle: str
+    repository: str
+    runs: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Note(Event):
     """Anything else worth keeping.
 
@@ -714,6 +752,8 @@ KINDS: dict[str, type[Event]] = {
         EnvironmentMade,
         Pin,
         Reproduced,
+        Signed,
+        Imported,
         Note,
     )
 }

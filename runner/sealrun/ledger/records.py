@@ -22,6 +22,7 @@ from sealrun.ledger.events import (
     RunEnded,
     RunOpened,
     RunProgress,
+    Signed,
 )
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class RunRecord:
         alerts: its mutations, oldest first; of each the latest state.
         pin: the ref that keeps its commit.
         reproduced: how it compares with the run that it repeats; None for any other.
+        signed: that a statement about it was signed, the latest; None if none was.
         truncated: field path -> how much there was, of what was too long to keep.
     """
 
@@ -87,6 +89,7 @@ class RunRecord:
     pin: str | None
     truncated: Mapping[str, int]
     reproduced: Reproduced | None = None
+    signed: Signed | None = None
 
     @property
     def engine(self) -> EngineFacts | None:
@@ -117,6 +120,7 @@ def merge(events: Iterable[Recorded[Event]]) -> RunRecord | None:
     alerts: dict[str, Recorded[Alert]] = {}
     pin: str | None = None
     reproduced: Reproduced | None = None
+    signed: Signed | None = None
     truncated: dict[str, int] = {}
     last: Recorded[Event] | None = None
     for recorded in events:
@@ -130,6 +134,9 @@ def merge(events: Iterable[Recorded[Event]]) -> RunRecord | None:
             continue
         if isinstance(event, Reproduced):
             reproduced = event
+            continue
+        if isinstance(event, Signed):
+            signed = event
             continue
         if isinstance(event, RunOpened) and opened is None:
             opened = cast("Recorded[RunOpened]", recorded)
@@ -155,6 +162,7 @@ def merge(events: Iterable[Recorded[Event]]) -> RunRecord | None:
         pin=pin,
         truncated=truncated,
         reproduced=reproduced,
+        signed=signed,
     )
 
 
@@ -187,6 +195,7 @@ def document(record: RunRecord) -> dict[str, Json]:
         "alerts": [alert_document(alert) for alert in record.alerts],
         "pin": record.pin,
         "reproduction": to_document(record.reproduced)[0] if record.reproduced else None,
+        "signed": to_document(record.signed)[0] if record.signed else None,
         "truncated": dict(record.truncated),
     }
 

@@ -1,0 +1,2 @@
+-- New kinds of events: `signed`, a statement about a run was signed; `imported`, runs came from a
+-- bundle. No table changes; the number keeps an older sealrun from misreading this ledger.
