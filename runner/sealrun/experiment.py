@@ -321,6 +321,7 @@ class Experiment:
             self.foreign = tuple(
                 m for m in self.between.mutations if self.owners.of(m).category == "foreign"
             )
+            self._add(*found_by.from_git_between(self.between.git))
             self.course.missing.extend(
                 f"between the runs: {gap.text}" for gap in self.between.coverage.gaps
             )

@@ -20,7 +20,7 @@ from sealrun import writers
 from sealrun.policy import changed, changed_paths
 from sealrun.reasons import Reason
 from sealrun.verdict import Finding, Phase
-from sealrun.workspace import diff_lines, unified_diff
+from sealrun.workspace import Kind, diff_lines, unified_diff
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
@@ -34,11 +34,13 @@ if TYPE_CHECKING:
     from sealrun.sandbox.protocol import Interference
     from sealrun.tree import CommittedTree
     from sealrun.whose import Whose
-    from sealrun.workspace import Comparison
+    from sealrun.workspace import Comparison, Difference
 
 #: Lines of diff kept for one path, and paths that get one: an agent reads the last 50 lines.
 DIFF_LINES = 14
 DIFF_PATHS = 3
+#: Parts of git's own state by which it shows, or does, other things than the commit says.
+_MISLEADING = ("configuration", "hooks", "info", "replace")
 #: Bytes of evidence that a diff is made from.
 EVIDENCE_LIMIT = 1 << 20
 
@@ -61,14 +63,14 @@ def from_comparison(
     """
     for number, difference in enumerate(comparison.differences):
         culprit = foreign.get(difference.path)
+        reason = _reason_of(difference, culprit)
         words = f"{text(difference.path)} is {difference.kind}"
-        if difference.hidden:
-            reason = Reason.HIDDEN_FROM_GIT
+        if difference.why:
+            words += f": {difference.why}"
+        if reason is Reason.HIDDEN_FROM_GIT:
             words += ", and an index flag hides it from git"
-        elif culprit is not None:
-            reason = Reason.WORKSPACE_DIFFERS_FOREIGN
-        else:
-            reason = Reason.WORKSPACE_DIFFERS
+        elif reason is Reason.CONVERTED_OTHERWISE:
+            words += "; rm FILE && git checkout -- FILE writes it anew"
         diff: tuple[str, ...] = ()
         if number < DIFF_PATHS and difference.kind == "modified":
             diff = unified_diff(tree, workspace, difference.path, lines=DIFF_LINES)
@@ -79,6 +81,24 @@ def from_comparison(
             Phase.AFTER_COMMIT,
             diff,
         )
+    for configured in comparison.configured:
+        yield Finding(
+            Reason.BY_CONFIGURATION,
+            f"{len(configured.paths)} files are as git checks them out here by {configured.setting}, "
+            f"{text(configured.paths[0])} first",
+        )
+
+
+def _reason_of(difference: Difference, culprit: Mutation | None) -> Reason:
+    if difference.hidden:
+        return Reason.HIDDEN_FROM_GIT
+    if difference.kind is Kind.CONVERTED_OTHERWISE:
+        return Reason.CONVERTED_OTHERWISE
+    if culprit is not None:
+        return Reason.WORKSPACE_DIFFERS_FOREIGN
+    if difference.kind is Kind.NOT_COMPARABLE:
+        return Reason.NOT_COMPARABLE
+    return Reason.WORKSPACE_DIFFERS
 
 
 def from_replaced(replaced: Sequence[str]) -> Iterator[Finding]:
@@ -186,6 +206,13 @@ def from_between(found: Sequence[Mutation], differing: Container[bytes]) -> Iter
             yield Finding(Reason.FOREIGN_BETWEEN, words + _by(mutation), name)
 
 
+def from_git_between(state: GitState | None) -> Iterator[Finding]:
+    """Yield a finding for each of git's own files that changed between two runs and can mislead."""
+    changes = () if state is None else state.changes
+    for name in dict.fromkeys(c.name for c in changes if c.area in _MISLEADING):
+        yield Finding(Reason.GIT_CHANGED_BETWEEN, f"git's {name} changed", f".git/{name}")
+
+
 def from_laundered(found: Iterable[Laundered]) -> Iterator[Finding]:
     """Yield a finding for each place of a commit that holds what a foreign writer wrote."""
     for laundered in found:
@@ -225,7 +252,7 @@ def _git(state: GitState) -> Iterator[Finding]:
             phase=Phase.DURING_RUN,
         )
     for change in state.changes:
-        if change.area in ("configuration", "hooks", "info", "replace"):
+        if change.area in _MISLEADING:
             yield Finding(
                 Reason.CONFIGURATION_CHANGED,
                 f"git's {change.name} changed",

@@ -42,6 +42,7 @@ class Reason(StrEnum):
     CONTAINS_FOREIGN = "contains-foreign"
     INTENT_DIFFERS = "intent-differs"
     HIDDEN_FROM_GIT = "hidden-from-git"
+    NOT_COMPARABLE = "not-comparable"
     HEAD_MOVED = "head-moved"
     REPLACED_OBJECTS = "replaced-objects"
     LEDGER_MISSING = "ledger-missing"
@@ -63,6 +64,9 @@ class Reason(StrEnum):
     WORKSPACE_NOT_COMPARED = "workspace-not-compared"
     NOT_REVERIFIED = "environment-not-reverified"
     # noted
+    CONVERTED_OTHERWISE = "converted-otherwise"
+    BY_CONFIGURATION = "configured-checkout"
+    GIT_CHANGED_BETWEEN = "git-changed-between-runs"
     EDIT_LOOP = "edit-loop"
     FOREIGN_BETWEEN = "foreign-between-runs"
     EXTRA_FILE = "extra-file"
@@ -93,6 +97,10 @@ MEANINGS: dict[Reason, Meaning] = {
     ),
     Reason.HIDDEN_FROM_GIT: Meaning(
         Severity.REFUSE, "an index flag hides changes of a tracked file from git"
+    ),
+    Reason.NOT_COMPARABLE: Meaning(
+        Severity.FLAG,
+        "a file went through a filter that only git can run, so it was not compared",
     ),
     Reason.HEAD_MOVED: Meaning(Severity.FLAG_HARMLESS, "HEAD moved while the run was under way"),
     Reason.REPLACED_OBJECTS: Meaning(
@@ -136,6 +144,17 @@ MEANINGS: dict[Reason, Meaning] = {
     ),
     Reason.NOT_REVERIFIED: Meaning(
         Severity.NOTE, "base and environment files could not be re-verified in the container"
+    ),
+    Reason.CONVERTED_OTHERWISE: Meaning(
+        Severity.NOTE,
+        "a file holds the committed content, converted otherwise than git would write it here",
+    ),
+    Reason.BY_CONFIGURATION: Meaning(
+        Severity.NOTE,
+        "files equal the commit by a setting that is not in it; the image holds the committed bytes",
+    ),
+    Reason.GIT_CHANGED_BETWEEN: Meaning(
+        Severity.NOTE, "git hooks, configuration or attributes changed between two runs"
     ),
     Reason.EDIT_LOOP: Meaning(
         Severity.NOTE, "the loop itself changed the workspace during the run"

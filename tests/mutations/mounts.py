@@ -35,6 +35,19 @@ TECHNIQUES = (
         NO_EVENT, path=_MODEL, found=_OVER, cleanup="umount pkg/deep",
     ),
     Technique(
+        "a bind mount over a file that comes and goes",
+        'sed s/0.5/0.3/ train.py > "$OUT/new"\nmount --bind "$OUT/new" train.py\nsleep 0.5\n'
+        "umount train.py",
+        NO_EVENT, found=(By.MOUNT,), final=False,
+    ),
+    Technique(
+        "an overlay over a directory that comes and goes",
+        'mkdir "$OUT/u" "$OUT/w"\necho \'WIDTH = 32\' > "$OUT/u/model.py"\n'
+        'mount -t overlay -o "lowerdir=$WORK/pkg/deep,upperdir=$OUT/u,workdir=$OUT/w" o pkg/deep\n'
+        "sleep 0.5\numount pkg/deep",
+        NO_EVENT, path=_MODEL, found=(By.MOUNT,), final=False,
+    ),
+    Technique(
         "a tmpfs over a directory", "mount -t tmpfs t pkg/deep",
         NO_EVENT, path=_MODEL, found=_OVER, cleanup="umount pkg/deep",
     ),

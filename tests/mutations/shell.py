@@ -73,7 +73,7 @@ TECHNIQUES = (
     Technique(
         "below a directory that left and came back",
         "mv pkg/deep pkg/x\nmv pkg/x pkg/deep\necho 'WIDTH = 32' > pkg/deep/model.py",
-        Unnamed("for a moment nobody sees who writes below a directory that moves"), path=b"pkg/deep/model.py",
+        "bash", path=b"pkg/deep/model.py",
     ),
     Technique(
         "a name that is not UTF-8", "echo y > pkg/caf$'\\xe9'.py", "bash", path=b"pkg/caf\xe9.py"

@@ -7,6 +7,8 @@ Rules that this module keeps:
   certain, and the others are candidates; where it is not, the name is ``partial``.
 - Attribution explains, it never decides: whatever goes wrong here leaves coverage as it is.
 - The guard never waits long for the witness, and not at all for one that has fallen silent.
+- Events belong to a directory and a name in it, wherever the directory stands by the time that we
+  hear of it: one that moves away and comes back brings along what was done in it.
 - Without the privilege everything else works, and each record says what was missing.
 """
 
@@ -38,6 +40,9 @@ log = logging.getLogger("sealrun.guard")
 PATIENCE = 0.5
 #: Paths whose events are remembered, and events of one.
 PATHS, EVENTS = 20_000, 64
+
+#: Process and parents, how they are known, and why not better.
+_Facts = tuple[list[Any], str, str]
 
 _WELL = ("live", "cached")
 _ARRIVED = fanotify.CREATE | fanotify.MOVED_TO
@@ -136,9 +141,10 @@ class Attribution:
         self._witness: subprocess.Popen[bytes] | None = None
         self._link: socket.socket | None = None
         self._directories: dict[bytes, set[bytes]] = {}
+        self._left: dict[bytes, bytes] = {}
         self._keys: dict[bytes, bytes] = {}
         self._unmarked: dict[bytes, str] = {}
-        self._touched: OrderedDict[bytes, deque[Seen]] = OrderedDict()
+        self._touched: OrderedDict[tuple[bytes, bytes], deque[Seen]] = OrderedDict()
         self._lock = threading.Condition()
         self._position = self._batch = self._asked = self._answered = 0
         self._silent = False
@@ -216,13 +222,21 @@ class Attribution:
             self._drop(directory)
             self._keys[directory] = key
             self._directories.setdefault(key, set()).add(directory)
+            self._left.pop(key, None)
 
     def uncover(self, directory: bytes) -> None:
-        """Stop seeing; a directory that is gone is fine."""
+        """Forget where a directory stood; it may arrive elsewhere, so it is seen until ``reap``."""
         self._unmarked.pop(directory, None)
         with self._lock:
             key = self._drop(directory)
-        if key is not None and key not in self._directories:
+            if key is not None and key not in self._directories:
+                self._left[key] = directory
+
+    def reap(self) -> None:
+        """Stop seeing directories that left and did not arrive; one that is gone is fine."""
+        with self._lock:
+            left, self._left = self._left, {}
+        for key, directory in left.items():
             with suppress(OSError):
                 fanotify.unmark(self._group, directory, key)
 
@@ -272,23 +286,19 @@ class Attribution:
         self._loss = (self._position, text)
         log.warning("writers: %s", text)
 
-    def _touch(
-        self, key: bytes, name: str, mask: int, serial: int, facts: tuple[list[Any], str, str]
-    ) -> None:
-        directories = self._directories.get(key)
-        if not directories or name == ".":
+    def _touch(self, key: bytes, name: str, mask: int, serial: int, facts: _Facts) -> None:
+        if name == "." or (key not in self._directories and key not in self._left):
             return
         self._position += 1
         writer = _writer(*facts)
-        for directory in directories:
-            path = directory + b"/" + name.encode("latin-1")
-            events = self._touched.setdefault(path, deque(maxlen=EVENTS))
-            self._touched.move_to_end(path)
-            last = events[-1] if events else None
-            if last is not None and (last.serial, last.mask) == (serial, mask):
-                events.pop()
-                writer = _best((last.writer, writer))
-            events.append(Seen(self._position, self._batch, mask, serial, writer))
+        place = key, name.encode("latin-1")
+        events = self._touched.setdefault(place, deque(maxlen=EVENTS))
+        self._touched.move_to_end(place)
+        last = events[-1] if events else None
+        if last is not None and (last.serial, last.mask) == (serial, mask):
+            events.pop()
+            writer = _best((last.writer, writer))
+        events.append(Seen(self._position, self._batch, mask, serial, writer))
         while len(self._touched) > PATHS:
             self._touched.popitem(last=False)
 
@@ -347,7 +357,12 @@ class Attribution:
         return writer, candidates
 
     def _since(self, path: bytes, since: int) -> list[Seen]:
-        return [one for one in self._touched.get(path, ()) if one.position > since]
+        parent, _, name = path.rpartition(b"/")
+        key = self._keys.get(parent) or next(
+            (key for key, directory in self._left.items() if directory == parent), None
+        )
+        events = () if key is None else self._touched.get((key, name), ())
+        return [one for one in events if one.position > since]
 
 
 def _writer(facts: Sequence[Sequence[Any]], how: str, why: str | None) -> Writer:

@@ -16,12 +16,16 @@ Rules that this module keeps:
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import secrets
+import select
+import threading
 import time
 from collections import deque
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -57,6 +61,8 @@ log = logging.getLogger("sealrun.guard")
 TICK, RESCAN = 30.0, 1.0
 #: Seconds of silence after which a cookie that does not come out is a lost stream.
 SILENCE = 10
+#: Seconds after which the thread that attends the mounts notices that the guard has ended.
+MOUNTS = 5
 #: Directories watched beyond those that a run needs, and entries of the memory.
 NEW_DIRECTORIES = 1024
 MEMORY = 20_000
@@ -114,11 +120,19 @@ class Guard:
     # -- from any thread ---------------------------------------------------------------------
 
     def call(self, work: Callable[[], T]) -> Future[T]:
+        """Do something in the guard's own thread, for somebody who needs the guard."""
+
+        def asked() -> T:
+            self._active = time.monotonic()
+            return work()
+
+        return self.posted(asked)
+
+    def posted(self, work: Callable[[], T]) -> Future[T]:
         """Do something in the guard's own thread."""
         future: Future[T] = Future()
 
         def step() -> None:
-            self._active = time.monotonic()
             try:
                 future.set_result(work())
             except Exception as error:  # noqa: BLE001 - carried to the caller
@@ -159,6 +173,7 @@ class Guard:
         """
         self._attribution.start()
         self._observer.start()
+        threading.Thread(target=self._attend_mounts, daemon=True, name="mounts").start()
         self._settle_down()
         self._resume()
 
@@ -491,6 +506,26 @@ class Guard:
             log.warning("the workspace does not stand at its path any more")
         for run in self._watches:
             run.place(self.workspace, "root", "moved")
+
+    def _attend_mounts(self) -> None:
+        """Look at the mounts whenever one came or went anywhere (proc(5), ``/proc/self/mountinfo``)."""
+        fd = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+        changes = select.poll()
+        changes.register(fd, select.POLLPRI)
+
+        def look() -> None:
+            self._check_root()
+            self._check_mounts()
+
+        try:
+            while self._ended is None:
+                if changes.poll(MOUNTS * 1000):
+                    # Waited for, so that whoever mounts all day long does not fill our queue. Nobody
+                    # answers once the guard has ended.
+                    with contextlib.suppress(FutureTimeout):
+                        self.posted(look).result(SILENCE)
+        finally:
+            os.close(fd)
 
     def _check_mounts(self) -> None:
         mounts = self._mounts_here(read_mounts())

@@ -273,6 +273,8 @@ class Observer:
         for wd in self._orphans:
             self.reader.unwatch(wd)
         self._orphans.clear()
+        if self._marks is not None:
+            self._marks.reap()
 
     def verify(self) -> int:
         """Compare our books with the kernel's list; renew what it does not list.
