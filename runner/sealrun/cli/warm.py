@@ -10,6 +10,7 @@ from sealrun.cli import console
 from sealrun.errors import Status
 
 if TYPE_CHECKING:
+    from sealrun.fetch.prepare import Fetched
     from sealrun.image.model import SealedImage
 
 
@@ -23,13 +24,14 @@ def command(
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,
 ) -> int:
-    """Make base and environment of a commit and load them into the engine.
+    """Make base and environment of a commit, load them into the engine, fetch what it names.
 
     Runs again in a moment when all is there. Starts no experiment.
 
     Example:  sealrun warm
     """
     from sealrun.engine import connect
+    from sealrun.fetch.prepare import prepare as fetches
     from sealrun.git import Repository
     from sealrun.image.load import load, reload
     from sealrun.image.prepare import prepare
@@ -49,6 +51,7 @@ def command(
     policy = committed_policy(tree).policy
     engine = connect(places)
     base, environment = prepare(tree, policy.image, places, engine, voice, make=True)
+    fetched = fetches(policy, tree, places, voice, make=True)
     sealed = seal(tree, base, environment, TreeLayers(places.trees(identity)), voice)
     loading = (reload if repair else load)(sealed.image, engine.client, progress=voice)
     if json:
@@ -62,11 +65,42 @@ def command(
                 "environment": environment.source,
                 "packages": [[p.name, p.version] for p in environment.packages],
                 "loading": {"way": loading.way, "sent": loading.sent},
+                "fetched": [
+                    {
+                        "what": one.record.label,
+                        "from": one.record.server,
+                        "revision": one.record.revision,
+                        "digest": one.record.digest,
+                        "target": one.wanted.target,
+                        "files": one.record.files,
+                        "size": one.record.size,
+                        "made": one.made,
+                    }
+                    for one in fetched
+                ],
             }
         )
         return Status.OK
+    for one in fetched:
+        _tell(one)
     voice.say(_summary(sealed.image, tree.commit))
     return Status.OK
+
+
+def _tell(one: Fetched) -> None:
+    from sealrun.fetch.wanted import COMMIT, pin_line
+    from sealrun.policy import HubFetch
+
+    voice = console.current()
+    record, entry = one.record, one.wanted.entry
+    size = f"{record.files} files, {record.size / 1e6:.1f} MB"
+    voice.say(f"{'fetched' if one.made else 'here'}: {record.label}: {size}, at {one.wanted.target}")
+    if isinstance(entry, HubFetch) and one.wanted.pin is None:
+        if not COMMIT.fullmatch(entry.revision):
+            voice.say(f"  {entry.revision} is {record.revision}, here and from now on")
+        # Only for who asks: the lock is a human's to change.
+        line = pin_line(entry, record.revision, record.digest)
+        voice.say(f"  what [fetch] in sealrun.lock binds it by: {line}", level=1)
 
 
 def _summary(image: SealedImage, commit: str) -> str:
