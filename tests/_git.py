@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-_WHO = {
+WHO = {
     "GIT_AUTHOR_NAME": "A Loop",
     "GIT_AUTHOR_EMAIL": "loop@example.invalid",
     "GIT_COMMITTER_NAME": "A Loop",
@@ -46,7 +46,7 @@ class Repo:
         done = subprocess.run(
             ["git", *arguments],
             cwd=self.path,
-            env=os.environ | _WHO,
+            env=os.environ | WHO,
             input=stdin,
             capture_output=True,
             check=True,

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from _cli import Cli
-from _git import _WHO, Repo
+from _git import WHO, Repo
 from _ledger import HOSTILE, ended, ledger_at, opened
 from sealrun.audit.constants import mentions, printed_as, read_script
 from sealrun.audit.decisions import judge
@@ -565,7 +565,7 @@ def test_a_bare_night_under_a_rewriter(repo: Repo, tmp_path: Path) -> None:
     subprocess.run(
         ["sh", str(LOOP), str(ideas)],
         cwd=repo.path,
-        env=os.environ | _WHO | {"RUN": run, "LOGS": str(logs)},
+        env=os.environ | WHO | {"RUN": run, "LOGS": str(logs)},
         check=True,
         capture_output=True,
     )

@@ -16,7 +16,7 @@ import pytest
 
 import _agent
 from _cli import SEALRUN, Cli
-from _git import _WHO
+from _git import WHO
 from _guard import eventually
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Agent:
         self.process = subprocess.Popen(
             [SEALRUN, "session", "--", *program] if session else program,
             cwd=cli.directory,
-            env=cli.environment | _WHO,
+            env=cli.environment | WHO,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

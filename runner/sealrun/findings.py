@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ from sealrun.workspace import Kind, diff_lines, unified_diff
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 
-    from sealrun.guard.mutations import GitState, Mutation, Report
+    from sealrun.guard.mutations import GitChange, GitState, Mutation, Report
     from sealrun.intents import Match
     from sealrun.laundering import Laundered
     from sealrun.ownership import Ownership
@@ -145,8 +146,9 @@ def from_report(
         gate: CLOCK_MONOTONIC seconds when the gate opened; None when it did not.
         owners: tells whose each mutation is.
     """
-    for mutation in report.mutations:
-        yield from_mutation(mutation, tree, gate, owners)
+    for number, mutation in enumerate(report.mutations):
+        finding = from_mutation(mutation, tree, gate, owners)
+        yield finding if number < DIFF_PATHS else replace(finding, diff=())
     for rewrite in report.rewrites:
         reason = Reason.IDENTICAL_REWRITE if rewrite.content else Reason.METADATA_ONLY
         yield Finding(
@@ -156,7 +158,7 @@ def from_report(
         )
     yield from from_gaps(report)
     if report.git is not None:
-        yield from _git(report.git)
+        yield from _git(report.git, owners)
 
 
 def from_head(commit: str, head: str | None) -> Iterator[Finding]:
@@ -243,19 +245,23 @@ def from_intents(found: Iterable[Match]) -> Iterator[Finding]:
             )
 
 
-def _git(state: GitState) -> Iterator[Finding]:
+def _git(state: GitState, owners: Ownership) -> Iterator[Finding]:
+    moves = [change for change in state.changes if change.area == "head"]
     if state.head_moved:
+        own = bool(moves) and all(owners.of_change(move).category == "loop" for move in moves)
         yield Finding(
-            Reason.HEAD_MOVED,
+            Reason.EDIT_LOOP if own else Reason.HEAD_MOVED,
             f"HEAD moved from {_ref(state.head, state.branch)} to "
-            f"{_ref(state.head_now, state.branch_now)}",
+            f"{_ref(state.head_now, state.branch_now)}"
+            + ("" if own or not moves else _by(moves[-1])),
             phase=Phase.DURING_RUN,
         )
     for change in state.changes:
         if change.area in _MISLEADING:
+            own = owners.of_change(change).category == "loop"
             yield Finding(
-                Reason.CONFIGURATION_CHANGED,
-                f"git's {change.name} changed",
+                Reason.EDIT_LOOP if own else Reason.CONFIGURATION_CHANGED,
+                f"git's {change.name} changed" + ("" if own else _by(change)),
                 f".git/{change.name}",
                 Phase.DURING_RUN,
             )
@@ -300,8 +306,8 @@ def reason_of(mutation: Mutation, whose: Whose) -> Reason:
     return by.get(whose.category, Reason.EDIT_UNATTRIBUTED)
 
 
-def _by(mutation: Mutation) -> str:
-    facts = writers.facts(mutation.writer, mutation.candidates, os.geteuid())
+def _by(change: Mutation | GitChange) -> str:
+    facts = writers.facts(change.writer, change.candidates, os.geteuid())
     writer = writers.describe(facts)
     return f"; {writer}" if writer else ""
 

@@ -18,7 +18,7 @@ from sealrun.whose import Whose, classify, of_mutation
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from sealrun.guard.mutations import Mutation, Report
+    from sealrun.guard.mutations import GitChange, Mutation, Report
     from sealrun.sessions import Session
     from sealrun.tree import CommittedTree
 
@@ -51,6 +51,16 @@ class Ownership:
             for other in mutation.candidates
         )
         return next((other for other in others if other.category != "loop"), found)
+
+    def of_change(self, change: GitChange) -> Whose:
+        """Return whose a change of git's own state is."""
+        boot, at = change.at.boot, change.at.wall
+        found = Whose("unknown", change.writer.why or "nobody could be seen to write")
+        for writer in (change.writer, *change.candidates):
+            found = classify(writer, self.sessions, self.tools, boot, at=at)
+            if found.category != "loop":
+                break
+        return found
 
     def _meant(self, mutation: Mutation) -> bool:
         evidence = mutation.evidence

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import threading
+from collections import Counter
 from pathlib import Path  # noqa: TC003 - typer reads annotations at run time
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,9 +21,12 @@ from sealrun.errors import Interrupted, SealrunError, StorageFault, UsageError
 if TYPE_CHECKING:
     from sealrun.experiment import Experiment, Finished
     from sealrun.policy import Tightening
+    from sealrun.verdict import Finding
 
 #: Lines of a refusal; an agent that sees no metric reads the last 50 lines.
 REFUSAL_LINES = 40
+#: Findings of one kind that are told one by one: a formatter may rewrite a hundred files.
+TOLD = 3
 
 
 def command(
@@ -213,10 +217,7 @@ def _tell(finished: Finished) -> None:
     if finished.verdict.kind is Kind.REFUSED:
         _tell_refusal(finished, notable)
         return
-    for finding in notable:
-        voice.say(f"{finding.reason}: {finding.detail or finding.path or ''}".rstrip(": "))
-        for line in finding.diff:
-            voice.say(f"  {line}")
+    _tell_findings(finished, notable)
     for finding in finished.verdict.reasons:
         if finding not in notable:
             voice.say(f"note: {finding.reason}: {finding.detail}".rstrip(": "), level=1)
@@ -230,6 +231,21 @@ def _tell(finished: Finished) -> None:
     if finished.seconds is not None:
         parts.append(f"{finished.seconds:.1f} s")
     voice.say(" · ".join(parts))
+
+
+def _tell_findings(finished: Finished, notable: list[Finding]) -> None:
+    voice = console.current()
+    told: Counter[str] = Counter()
+    for finding in notable:
+        told[finding.reason] += 1
+        if told[finding.reason] > TOLD:
+            continue
+        voice.say(f"{finding.reason}: {finding.detail or finding.path or ''}".rstrip(": "))
+        for line in finding.diff:
+            voice.say(f"  {line}")
+    for reason, count in told.items():
+        if count > TOLD:
+            voice.say(f"{reason}: {count - TOLD} more; sealrun show {finished.run_id} lists them")
 
 
 def _tell_why(log: Path) -> None:

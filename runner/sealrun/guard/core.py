@@ -43,7 +43,14 @@ from sealrun.guard.coverage import Coverage, Loss, Moment, gaps
 from sealrun.guard.filesystem import mount_of, mounts_below, now, read_mounts
 from sealrun.guard.gitstate import GitPlaces, Snapshot, snapshot
 from sealrun.guard.messages import PROTOCOL, Armed, GuardStatus
-from sealrun.guard.mutations import EvidenceStore, GitState, Happened, Mutation, Report
+from sealrun.guard.mutations import (
+    EvidenceStore,
+    GitChange,
+    GitState,
+    Happened,
+    Mutation,
+    Report,
+)
 from sealrun.guard.observer import Event, Observer, Raw
 from sealrun.guard.standing import BETWEEN, Standing, StandingRun
 from sealrun.reasons import Reason
@@ -105,6 +112,7 @@ class Guard:
         self._git: GitPlaces | None = None
         self._git_now: Snapshot | None = None
         self._git_due: float | None = None
+        self._git_told = 0
         self._index_stale = False
         self._mounts: tuple[Mount, ...] = ()
         self._drains: list[Callable[[], None]] = []
@@ -437,7 +445,7 @@ class Guard:
             self._watch_git()
         later = snapshot(places) if places else None
         if self._git_now is not None and later is not None:
-            changes = self._git_now.changes(later, now())
+            changes = self._with_writers(self._git_now.changes(later, now()), later.branch)
             for run in self._watches:
                 run.git_changed(changes)
         self._git_now = later
@@ -445,6 +453,23 @@ class Guard:
             # While runs are armed their manifests decide; the index is read again afterwards.
             self._read_index()
             self._plan()
+
+    def _with_writers(
+        self, changes: tuple[GitChange, ...], branch: str | None
+    ) -> tuple[GitChange, ...]:
+        if not changes or self._git is None:
+            return changes
+        since, self._git_told = self._git_told, self._attribution.settle()
+        named: list[GitChange] = []
+        for change in changes:
+            kind = "deleted" if change.after is None else "modified"
+            for path in self._git.files(change, branch):
+                writer, candidates = self._attribution.name(path, kind, since)
+                if writer.process is not None:
+                    change = replace(change, writer=writer, candidates=candidates)  # noqa: PLW2901 - the same, named
+                    break
+            named.append(change)
+        return tuple(named)
 
     def _read_index(self) -> None:
         self._index_stale = False

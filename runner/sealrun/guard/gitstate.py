@@ -77,6 +77,23 @@ class GitPlaces:
                 names[:] = [n for n in names if not (at.endswith(b"/refs") and n == b"sealrun")]
                 yield at
 
+    def files(self, change: GitChange, branch: str | None) -> Iterator[bytes]:
+        """Yield the files by which a change can have been made.
+
+        Args:
+            change: of git's state.
+            branch: full name of the ref that HEAD leads to after it.
+        """
+        if change.area == "head":
+            yield os.path.join(self.own, b"HEAD")
+            if branch is not None:
+                yield os.path.join(self.common, branch.encode("utf-8", "surrogateescape"))
+            yield os.path.join(self.common, b"packed-refs")
+            return
+        name = change.name.encode("utf-8", "surrogateescape")
+        for base in dict.fromkeys((self.own, self.common)):
+            yield os.path.join(base, name)
+
     def area(self, path: bytes) -> str | None:
         """Return what a path in these directories belongs to; None for noise."""
         for base in (self.own, self.common):

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 #: Raised whenever a message changes its shape.
-PROTOCOL = 3
+PROTOCOL = 4
 #: Longest line that the guard accepts, in bytes.
 LONGEST = 1 << 20
 
@@ -271,6 +271,8 @@ def _git(data: Document) -> GitState:
                 _text(c["before"]),
                 _text(c["after"]),
                 moment(c["at"]),
+                _writer(c["writer"]),
+                tuple(map(_writer, c["candidates"])),
             )
             for c in data["changes"]
         ),

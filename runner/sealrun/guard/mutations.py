@@ -142,6 +142,8 @@ class GitChange:
         area: ``head``, ``refs``, ``index``, ``configuration``, ``hooks``, ``info``, ``replace``.
         before: sha256 of what stood there, or for ``head`` the commit id; None if nothing did.
         after: the same of what stands there now.
+        writer: who changed it last.
+        candidates: who else may have.
     """
 
     name: str
@@ -149,6 +151,8 @@ class GitChange:
     before: str | None
     after: str | None
     at: Moment
+    writer: Writer = UNAVAILABLE
+    candidates: tuple[Writer, ...] = ()
 
 
 @dataclass(frozen=True)
