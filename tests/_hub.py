@@ -66,7 +66,7 @@ class Hub:
 
     Attributes:
         asked: method, path with query, headers of each request.
-        instead: path to what answers in place of the hub; returning None lets the hub answer.
+        instead: path to what answers in place of the hub; None lets the hub answer, unless ``answered``.
         token: where set, every request must bear it.
         page: rows of one page of a listing.
     """
@@ -152,13 +152,17 @@ class Handler(BaseHTTPRequestHandler):
     """Answers one request; ``server.hub`` is the hub."""
 
     protocol_version = "HTTP/1.1"
+    #: Set by what answered in place of the hub, byte by byte.
+    answered = False
 
     def do_GET(self) -> None:
+        self.answered = False
         hub: Hub = self.server.hub  # type: ignore[attr-defined]  # set by ``serving``
         hub.asked.append((self.command, self.path, {k.lower(): v for k, v in self.headers.items()}))
         own = hub.instead.get(unquote(urlsplit(self.path).path))
         answer = own(self) if own else None
-        if own and answer is None and self.close_connection:
+        if self.answered:
+            self.close_connection = True
             return
         status, headers, body = answer or hub.answer(self)
         self.send_response(status)

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import secrets
 import shutil
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
 from _base import no_tree
+from _cli import Cli
+from _git import Repo
 from _hub import Hub, git_blob, serving
-from sealrun.errors import ColdStart, EnvironmentFault, SealRefused
+from _offline import run_offline
+from sealrun.errors import ColdStart, EnvironmentFault, Refused, SealRefused
 from sealrun.fetch import prepare as fetches
+from sealrun.fetch import transfer
 from sealrun.policy import load
 from sealrun.progress import Silent
-from sealrun.state import Places
+from sealrun.state import Places, private
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from _hub import Answer, Handler
     from sealrun.fetch.prepare import Fetched
     from sealrun.tree import CommittedTree
 
@@ -188,3 +196,328 @@ def test_a_listing_may_have_pages(case: Case) -> None:
     with pytest.raises(EnvironmentFault, match="another server"):
         case.one(entry("org/other"))
     case.hub.url = url
+
+
+TRAIN = """\
+import os, socket, sys
+from kernels import get_kernel
+from huggingface_hub import hf_hub_download, snapshot_download
+
+print("answer", get_kernel("org/tiny", revision="main").answer())
+print("version", get_kernel("org/tiny", version=1).answer())
+snapshot = snapshot_download("org/model", allow_patterns=["*.json"])
+print("model", open(hf_hub_download("org/model", "config.json")).read(), sorted(os.listdir(snapshot)))
+print("url", open("/data/tokens.bin").read())
+print("git", open("/data/tools/tool.py").read())
+print("token", any(sys.argv[2] in value for value in os.environ.values()))
+try:
+    open(os.path.join(snapshot, "config.json"), "w")
+except OSError as error:
+    print("read-only", error.errno)
+home = os.path.expanduser("~/.cache/huggingface/hub")
+print("cache", sorted(os.listdir(home)), os.access(home, os.W_OK))
+try:
+    socket.create_connection(("127.0.0.1", int(sys.argv[1])), 2)
+except OSError:
+    print("no network")
+"""
+
+
+@pytest.mark.engine
+def test_real_clients_find_it_offline_in_the_sandbox(case: Case, tmp_path: Path) -> None:
+    """Kernels and huggingface_hub load what warm fetched, in the container, without a network."""
+    hub = case.hub
+    hub.token = f"hf_{secrets.token_hex(16)}"
+    hub.repo("org/tiny", "kernel").push(KERNEL, "v1")
+    hub.repo("org/model").push({"config.json": b"{}", "weights.bin": BIG})
+    tools = Repo.create(private(tmp_path / "tools"))
+    commit = tools.commit({"tool.py": "TOOL = 1\n"})
+    hub.instead["/tokens.bin"] = lambda _: (200, {}, b"tokens")
+    tokens = hashlib.sha256(b"tokens").hexdigest()
+    repo = Repo.create(private(tmp_path / "work"))
+    named = {"token": "HUB_TOKEN"}
+    policy = entry(revision="v1", **named) + entry("org/model", "model", **named)
+    policy += f'[[fetch]]\nkind = "url"\nurl = "{hub.url}/tokens.bin"\nsha256 = "{tokens}"\n'
+    policy += f'[[fetch]]\nkind = "git"\nurl = "file://{tools.path}"\ncommit = "{commit}"\n'
+    policy += 'target = "/data/tools"\n'
+    files = {"train.py": TRAIN, "requirements.txt": "kernels==0.17.2\n", "sealrun.toml": policy}
+    repo.commit(files)
+    cli = Cli(repo.path, tmp_path / "home", {"HF_ENDPOINT": hub.url, "HUB_TOKEN": hub.token})
+    cli.with_base()
+    warmed = cli("warm", timeout=600)
+    assert "fetched: hub kernel org/tiny@v1: 3 files" in warmed.stderr
+    port = hub.url.rpartition(":")[2]
+    status, output = run_offline(repo, cli.places, "python3", "train.py", port, hub.token)
+    assert status == 0, output
+    lines = [line for line in output.splitlines() if "trust check" not in line]
+    assert lines == [
+        "answer 42",
+        "version 42",
+        "model {} ['config.json', 'weights.bin']",
+        "url tokens",
+        "git TOOL = 1",
+        "",
+        "token False",
+        "read-only 30",
+        "cache ['kernels--org--tiny', 'models--org--model'] True",
+        "no network",
+    ]
+    kept = subprocess.run(["grep", "-rl", hub.token, cli.home], capture_output=True, check=False)
+    assert (kept.stdout, hub.token in warmed.stderr) == (b"", False)
+    # Months later, without any server: what is needed is here.
+    again = cli("warm", timeout=600)
+    assert "here: hub kernel org/tiny@v1" in again.stderr
+
+
+def endless(handler: Handler) -> None:
+    """Answer with a body that never ends, and no length."""
+    handler.answered = True
+    handler.send_response(200)
+    handler.send_header("Connection", "close")
+    handler.end_headers()
+    with contextlib.suppress(OSError):
+        while True:
+            handler.wfile.write(b"x" * 65536)
+
+
+def url_entry(case: Case, content: bytes, path: str = "/file.bin", **more: object) -> str:
+    """Return the text of an entry for one file of the server."""
+    lines = ["[[fetch]]", 'kind = "url"', f'url = "{case.hub.url}{path}"']
+    lines.append(f'sha256 = "{hashlib.sha256(content).hexdigest()}"')
+    return (
+        "\n".join([*lines, *(f"{key} = {json.dumps(value)}" for key, value in more.items())]) + "\n"
+    )
+
+
+def partial(case: Case) -> list[Path]:
+    """Return the files of downloads that did not come to their end."""
+    return [p for p in (case.places.data / "fetched" / "partial").rglob("*") if p.is_file()]
+
+
+def test_a_file_with_another_hash_is_refused(case: Case) -> None:
+    """By URL and by listing: the wrong bytes are not kept, and nothing is handed out."""
+    case.hub.instead["/file.bin"] = lambda _: (200, {}, b"evil")
+    with pytest.raises(SealRefused, match="not the file that was expected: its sha256"):
+        case.one(url_entry(case, b"good"))
+    commit = case.hub.repo("org/tiny", "kernel").push(KERNEL)
+    file = f"/kernels/org/tiny/resolve/{commit}/README.md"
+    case.hub.instead[file] = lambda _: (200, {}, b"A kernel\n")
+    with pytest.raises(SealRefused, match="not the file that was expected: its git id"):
+        case.one(entry())
+    assert all(b"kernel\n" not in path.read_bytes() for path in partial(case))
+    with pytest.raises(ColdStart):
+        case.one(entry(), make=False)
+
+
+def test_a_body_without_end_is_cut_off(case: Case) -> None:
+    """More bytes than the listing says, or than the policy allows, end the download."""
+    commit = case.hub.repo("org/tiny", "kernel").push(KERNEL)
+    case.hub.instead[f"/kernels/org/tiny/resolve/{commit}/README.md"] = endless
+    with pytest.raises(EnvironmentFault, match="more than the 9 bytes"):
+        case.one(entry())
+    case.hub.instead["/file.bin"] = endless
+    with pytest.raises(EnvironmentFault, match="more than the 1000 bytes"):
+        case.one(url_entry(case, b"good", limit=1000))
+    assert sum(path.stat().st_size for path in partial(case)) < 1 << 20
+
+
+def test_an_answer_without_end_is_cut_off(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A listing is bounded too."""
+    monkeypatch.setattr(transfer, "LARGEST_ANSWER", 1 << 20)
+    case.hub.repo("org/tiny", "kernel").push(KERNEL)
+    case.hub.instead["/api/kernels/org/tiny/revision/main"] = endless
+    with pytest.raises(EnvironmentFault, match="more than 1048576 bytes"):
+        case.one(entry())
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "file:///etc/passwd",
+        "ftp://127.0.0.1/x",
+        "gopher://x/",
+        "//user:pw@127.0.0.1/x",
+        "http://127.0.0.1:99999/x",
+    ],
+)
+def test_redirects_to_other_schemes_are_not_followed(case: Case, location: str) -> None:
+    """Only http and https, without passwords."""
+    case.hub.instead["/file.bin"] = lambda _: (302, {"Location": location}, b"")
+    with pytest.raises(EnvironmentFault, match="not followed|cannot be read"):
+        case.one(url_entry(case, b"good"))
+
+
+def test_a_redirect_never_takes_encryption_away() -> None:
+    """From https only https is followed."""
+    with pytest.raises(EnvironmentFault, match="not followed"):
+        transfer._redirected("https://hub.example/a?b", "http://hub.example/a")
+    assert transfer._redirected("https://hub.example/a", "b?c") == "https://hub.example/b?c"
+
+
+def test_redirects_end(case: Case) -> None:
+    """A server that sends us in a circle is left."""
+    case.hub.instead["/file.bin"] = lambda _: (302, {"Location": "/file.bin"}, b"")
+    with pytest.raises(EnvironmentFault, match="redirects more than"):
+        case.one(url_entry(case, b"good"))
+
+
+def test_a_token_stays_with_its_server(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A redirect to a store gets no token, its signature stands in no message or record."""
+    case.hub.token = "hf_" + "q" * 20
+    monkeypatch.setenv("MY_TOKEN", case.hub.token)
+    monkeypatch.setenv("HF_TOKEN", "another, which the policy does not name")
+    commit = case.hub.repo("org/tiny", "kernel").push({"only.txt": b"content"})
+    with serving() as store:
+        store.instead["/signed"] = lambda _: (200, {}, b"content")
+        away = (302, {"Location": f"{store.url}/signed?Signature=s3cr3t"}, b"")
+        case.hub.instead[f"/kernels/org/tiny/resolve/{commit}/only.txt"] = lambda _: away
+        with pytest.raises(EnvironmentFault, match="answers 401") as told:
+            case.one(entry())
+        assert "token" in (told.value.hint or "")
+        found = case.one(entry(token="MY_TOKEN"))  # noqa: S106 - the name of a variable
+        assert [headers.get("authorization") for _, _, headers in store.asked] == [None]
+    sent = {headers.get("authorization") for _, _, headers in case.hub.asked}
+    assert sent == {None, f"Bearer {case.hub.token}"}
+    kept = subprocess.run(
+        ["grep", "-rlE", "s3cr3t|hf_qq", case.root], capture_output=True, check=False
+    )
+    assert kept.stdout == b""
+    assert found.record.server == case.hub.url
+
+
+def test_a_token_that_is_not_set_is_told_by_its_name(case: Case) -> None:
+    """The variable is named; nothing is asked of the hub without it."""
+    case.hub.repo("org/tiny", "kernel").push(KERNEL)
+    with pytest.raises(Refused, match="NOT_SET_HERE"):
+        case.one(entry(token="NOT_SET_HERE"))  # noqa: S106 - the name of a variable
+    assert case.hub.asked == []
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("../../escaped", "/etc/escaped", "a/../../escaped", "a//b", "./a", "a/..", "", "a/"),
+        *("back\\slash", "line\nfeed", "nul\0byte", "escape\x1b[31m", "n" * 256, "d/" * 3000 + "x"),
+    ],
+)
+def test_names_that_could_leave_their_directory_are_refused(case: Case, path: str) -> None:
+    """A hostile listing writes nothing, and what it says is shown escaped."""
+    case.hub.repo("org/tiny", "kernel").push({path: b"x"})
+    with pytest.raises(EnvironmentFault, match="could leave its directory") as told:
+        case.one(entry())
+    assert "\x1b" not in told.value.message
+    assert not list(case.root.rglob("*escaped*"))
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        {"error": "no list"},
+        ["no object"],
+        [{"type": "file", "path": "a", "size": -1, "oid": "0" * 40}],
+        [{"type": "file", "path": "a", "size": 1 << 60, "oid": "0" * 40}],
+        [{"type": "file", "path": "a", "size": True, "oid": "0" * 40}],
+        [{"type": "file", "path": "a", "size": 1, "oid": "../../etc/passwd"}],
+        [{"type": "file", "path": "a", "size": 1, "oid": "0" * 40, "lfs": {"oid": "x", "size": 1}}],
+        [{"type": "link", "path": "a", "size": 1, "oid": "0" * 40}],
+        [
+            {"type": "file", "path": "a", "size": 1, "oid": "0" * 40},
+            {"type": "file", "path": "a/b", "size": 1, "oid": "1" * 40},
+        ],
+    ],
+)
+def test_listings_of_another_shape_are_refused(case: Case, rows: object) -> None:
+    """Sizes, hashes and kinds that cannot be; a file that is also a directory."""
+    commit = case.hub.repo("org/tiny", "kernel").push(KERNEL)
+    body = json.dumps(rows).encode()
+    case.hub.instead[f"/api/kernels/org/tiny/tree/{commit}"] = lambda _: (200, {}, body)
+    with pytest.raises(EnvironmentFault, match="listing cannot be used"):
+        case.one(entry())
+
+
+@pytest.mark.parametrize(
+    "body", [b"<html>log in</html>", b"[" * 100_000, b'{"sha": "main"}', b"[]"]
+)
+def test_what_is_not_a_hub_is_told(case: Case, body: bytes) -> None:
+    """A login page, nonsense, an answer without a commit: trouble of the machine, with a hint."""
+    case.hub.instead["/api/kernels/org/tiny/revision/main"] = lambda _: (200, {}, body)
+    with pytest.raises(EnvironmentFault) as told:
+        case.one(entry())
+    assert "HF_ENDPOINT" in (told.value.hint or "") or "not a hub" in (told.value.hint or "")
+
+
+def test_trouble_that_passes_is_waited_for(case: Case) -> None:
+    """500 and 429 are asked again; what stays away is told with its name and status."""
+    commit = case.hub.repo("org/tiny", "kernel").push(KERNEL)
+    left = [500, 429, 503]
+
+    def busy(_: Handler) -> Answer | None:
+        # However long it wants us to wait, we decide.
+        return (left.pop(), {"Retry-After": "86400"}, b"") if left else None
+
+    case.hub.instead["/api/kernels/org/tiny/revision/main"] = busy
+    assert case.one(entry()).record.revision == commit
+    assert left == []
+    gone = case.hub.repo("org/gone", "kernel").push(KERNEL)
+    case.hub.instead[f"/kernels/org/gone/resolve/{gone}/README.md"] = lambda _: (404, {}, b"")
+    with pytest.raises(EnvironmentFault, match=r"README\.md answers 404"):
+        case.one(entry("org/gone"))
+    with pytest.raises(EnvironmentFault, match="answers 404"):
+        case.one(entry("org/never"))
+
+
+def test_a_download_goes_on_where_it_broke_off(case: Case) -> None:
+    """A connection that ends early costs the rest, not the whole; also in another warm."""
+    repo = case.hub.repo("org/tiny", "kernel", lfs=frozenset({"big"}))
+    commit = repo.push({"big": BIG})
+    path = f"/kernels/org/tiny/resolve/{commit}/big"
+    served: list[int] = []
+
+    def cut(handler: Handler) -> None:
+        wanted = handler.headers.get("Range")
+        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
+        served.append(start)
+        _piece(handler, start, len(BIG), BIG[start : start + 1_200_000])
+
+    case.hub.instead[path] = cut
+    found = case.one(entry())
+    assert files_of(found)[f"snapshots/{commit}/big"] == BIG
+    assert served == sorted(served)
+    assert served[0] == 0
+    assert served[1] > 0
+
+
+def _piece(handler: Handler, start: int, whole: int, piece: bytes) -> None:
+    """Promise the rest of a file, send a piece of it, hang up."""
+    handler.send_response(206 if start else 200)
+    handler.send_header("Content-Length", str(whole - start))
+    if start:
+        handler.send_header("Content-Range", f"bytes {start}-{whole - 1}/{whole}")
+    handler.end_headers()
+    handler.wfile.write(piece)
+    handler.answered = True
+
+
+def test_a_file_that_changed_while_it_was_resumed_is_fetched_anew(case: Case) -> None:
+    """The first half of one version and the second of another do not count."""
+    other = b"o" * len(BIG)
+    first = [True]
+
+    def changing(handler: Handler) -> None:
+        if first:
+            first.clear()
+            _piece(handler, 0, len(BIG), other[:1_500_000])
+            return
+        start = int(handler.headers.get("Range", "bytes=0-").removeprefix("bytes=").rstrip("-"))
+        _piece(handler, start, len(BIG), BIG[start:])
+
+    case.hub.instead["/file.bin"] = changing
+    found = case.one(url_entry(case, BIG))
+    assert found.dataset.source.read_bytes() == BIG
+
+
+def test_a_server_that_gives_nothing_is_left(case: Case) -> None:
+    """Connections that end without a byte are not tried for ever."""
+    case.hub.instead["/file.bin"] = lambda handler: _piece(handler, 0, 100, b"")
+    with pytest.raises(EnvironmentFault, match="broke off 4 times"):
+        case.one(url_entry(case, b"good"))
