@@ -111,6 +111,37 @@ def install_settings(agent: Agent, places: Places, workspace: Path | None) -> tu
         StorageFault: it cannot be read or written.
     """
     file = settings_file(agent, workspace)
+    planned = _planned(agent, places, workspace, file)
+    if planned is None:
+        return file, False
+    now, record, content = planned
+    record.save(places)
+    _replace(file, now, content)
+    return file, True
+
+
+def preview_settings(
+    agent: Agent, places: Places, workspace: Path | None
+) -> tuple[Path, bytes | None, bytes] | None:
+    """Return what ``install_settings`` would do: the file, what it holds, and what it would hold.
+
+    Returns:
+        None where it would change nothing.
+
+    Raises:
+        SettingsError: as ``install_settings``.
+        Refused: likewise.
+        StorageFault: likewise.
+    """
+    file = settings_file(agent, workspace)
+    planned = _planned(agent, places, workspace, file)
+    return None if planned is None else (file, planned[0], planned[2])
+
+
+def _planned(
+    agent: Agent, places: Places, workspace: Path | None, file: Path
+) -> tuple[bytes | None, _Record, bytes] | None:
+    """Return what the file holds, what is to be remembered, and what the file is to hold."""
     if workspace is not None:
         _refuse_committed(workspace, file)
     wanted = wanted_entries(agent, places)
@@ -121,7 +152,7 @@ def install_settings(agent: Agent, places: Places, workspace: Path | None) -> tu
     else:
         text = _text(now, file)
         if sorted(_our_commands(text)) == sorted(_commands_of(wanted)):
-            return file, False
+            return None
         untouched = record is not None and record.after == _digest(now)
         if record is not None and untouched:
             before = record.before
@@ -133,9 +164,7 @@ def install_settings(agent: Agent, places: Places, workspace: Path | None) -> tu
         after = settings.document(wanted) if clean is None else settings.insert(clean, wanted)
     made_directory = now is None and not file.parent.exists()
     content = after.encode()
-    _Record(file, before, _digest(content), made, made_directory).save(places)
-    _replace(file, now, content)
-    return file, True
+    return now, _Record(file, before, _digest(content), made, made_directory), content
 
 
 def uninstall_settings(agent: Agent, places: Places, workspace: Path | None) -> tuple[Path, bool]:
