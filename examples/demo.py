@@ -237,8 +237,31 @@ class Sealed:
         if os.geteuid() == 0:
             said = night.log.read_text("utf-8", "replace")
             check("the fixer is named, with its command line", f"tidy.py {night.path}" in said)
-        night.git("restore", "train.py")
+            check("and so is who started it", ", child of " in said)
         return record
+
+    def laundering(self) -> None:
+        """Tell of a commit that takes the fixer's line along: found, and never harmless."""
+        night, check = self.night, self.narrator.check
+        self.narrator.tell(
+            """The agent notices nothing. Its next idea is another line, and `git commit -a` takes along
+            what lies there, as in the first night:"""
+        )
+        night.edit(r"^WEIGHT_DECAY = .*$", "WEIGHT_DECAY = 0.02")
+        night.git("commit", "-qam", "Decay less")
+        night.shell("git show --format='%an: %s' --unified=0 HEAD | grep '^[a-z+-]'")
+        check("git is content", night.git("status", "--short", "-uno") == "")
+        status, record = self.run("decay less")
+        night.shell("grep '^val_bpb:' run.log; grep '^.sealrun' run.log")
+        said = night.log.read_text("utf-8", "replace")
+        check("what is committed runs", night.executed_sha256() == night.committed_sha256())
+        check("the run is flagged", (status, verdict(record)) == (0, "flagged"))
+        check("the reason is the fixer's line in the commit", "contains-foreign" in reasons(record))
+        check("the number is not taken for the idea's", "belongs to the commit)" not in said)
+        check("and how to restore the line is shown", "+SCALAR_LR = 0.5" in said)
+        night.shell("sealrun alerts")
+        night.edit(r"^SCALAR_LR = .*$", "SCALAR_LR = 0.5")
+        night.git("commit", "-qam", "Restore the rate that nobody meant to change")
 
     def record(self, run: str) -> None:
         """Show what is on record."""
@@ -291,6 +314,7 @@ def main() -> int:
         sealed.clean_run()
         sealed.strike_before()
         flagged = sealed.strike_during()
+        sealed.laundering()
         sealed.record(flagged["run"])
     except NotAsTold as error:
         print(f"\ndemo: NOT AS TOLD: {error}", file=sys.stderr)

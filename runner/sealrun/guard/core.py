@@ -113,6 +113,7 @@ class Guard:
         self._git_now: Snapshot | None = None
         self._git_due: float | None = None
         self._git_told = 0
+        self._ref_moved: Moment | None = None
         self._index_stale = False
         self._mounts: tuple[Mount, ...] = ()
         self._drains: list[Callable[[], None]] = []
@@ -428,6 +429,8 @@ class Guard:
             # The common directory of a work tree may hold the workspace itself.
             return not self._inside(path) or path.startswith(self._git.own + b"/")
         self._index_stale = self._index_stale or area == "index"
+        if area in ("head", "refs"):
+            self._ref_moved = now()
         self._git_due = self._git_due or time.monotonic() + PAUSE
         self._remember(self._memory, Happened(path, "git-state", event.words, now()))
         return True
@@ -445,10 +448,13 @@ class Guard:
             self._watch_git()
         later = snapshot(places) if places else None
         if self._git_now is not None and later is not None:
-            changes = self._with_writers(self._git_now.changes(later, now()), later.branch)
+            # We look a moment later, and whoever writes in that moment writes after the commit.
+            changes = self._git_now.changes(later, self._ref_moved or now())
+            changes = self._with_writers(changes, later.branch)
             for run in self._watches:
                 run.git_changed(changes)
         self._git_now = later
+        self._ref_moved = None
         if self._index_stale and not self._runs:
             # While runs are armed their manifests decide; the index is read again afterwards.
             self._read_index()
