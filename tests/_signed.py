@@ -10,6 +10,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from _ledger import alert, ended, opened
+from sealrun.image.archive import stack
+from sealrun.image.model import Base, Environment, Platform
+from sealrun.image.seal import seal
+from sealrun.image.store import LayerStore
+from sealrun.image.tree_layer import TreeLayers
 from sealrun.ledger import (
     Because,
     Coverage,
@@ -35,6 +40,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from _git import Repo
+    from sealrun.image.model import Layer
     from sealrun.ledger import Ledger
     from sealrun.state import Places
 
@@ -42,6 +48,7 @@ LOG = b"val_bpb: 0.9979\n\x1b[31mcolours\x1b[0m\n"
 MODEL = b"weights" * 1000
 NOTES = b"beside the code"
 LOCK = "requests==2.32.0\n"
+BASE, WHEELS = b"a base" * 200, b"wheels" * 300
 FOREIGN = b"SCALAR_LR = 0.3\n"
 #: A name that is not UTF-8 and one that a terminal would obey.
 ODD = b"odd \xff\x1b[2J name"
@@ -87,6 +94,7 @@ class Site:
         run = new_ulid()
         tree = self.repo.git("rev-parse", "HEAD^{tree}")
         _leave(self.directory(run))
+        progress = self._progress(run, data)
         with self.ledger() as ledger, ledger.transaction() as tx:
             tx.append(
                 opened(
@@ -103,11 +111,45 @@ class Site:
                 )
             )
             tx.append(Pin(run=run, ref=f"refs/sealrun/runs/{run}", commit=commit))
-            tx.append(_progress(run, data))
-            tx.append(_alert(run))
+            tx.append(progress)
+            tx.append(_alert(run, self.directory(run)))
             tx.append(_end(run, **end))
         self.repo.git("update-ref", f"refs/sealrun/runs/{run}", commit)
         return run
+
+    def layer(self, content: bytes) -> Layer:
+        """Put a layer into the store."""
+        with LayerStore(self.places.layers).writer(durable=False) as writer:
+            writer.write(content)
+            return writer.commit()
+
+    def _progress(self, run: str, data: tuple[DataFacts, ...]) -> RunProgress:
+        base = Base("recipe:none", Platform(), (self.layer(BASE),), None, None, None)
+        variables = {"VIRTUAL_ENV": "/opt/env"}
+        environment = Environment("key", "requirements.txt", self.layer(WHEELS), variables)
+        trees = TreeLayers(self.places.trees(self.id))
+        image = seal(self.repo.tree(), base, environment, trees).image
+        roles = ("base", "environment", "tree")
+        return RunProgress(
+            run=run,
+            step="sealed",
+            image_id=image.image_id,
+            base=base.origin,
+            environment=environment.key,
+            environment_source=environment.source,
+            layers=tuple(
+                LayerFacts(role=role, diff_id=layer.diff_id, size=layer.size)
+                for role, layer in zip(roles, image.layers, strict=True)
+            ),
+            loading=LoadingFacts(
+                way="hybrid", sent=30, manifest_digest=stack(image).manifest_digest
+            ),
+            init="6" * 64,
+            engine=EngineFacts(name="docker", version="20.10.24"),
+            data=data
+            or (DataFacts(source="/data", target="/data", digest="7" * 64, files=3, hashed=3),),
+            variables={**variables, "HOME": "/home/run", "TOKEN": "never in a statement"},
+        )
 
 
 def _leave(directory: Path) -> None:
@@ -124,33 +166,10 @@ def _leave(directory: Path) -> None:
         place.write_bytes(content)
 
 
-def _progress(run: str, data: tuple[DataFacts, ...]) -> RunProgress:
-    return RunProgress(
-        run=run,
-        step="sealed",
-        image_id="sha256:" + "1" * 64,
-        base="recipe:debian-python",
-        environment="key",
-        environment_source="requirements.txt",
-        layers=(
-            LayerFacts(role="base", diff_id="sha256:" + "2" * 64, size=10),
-            LayerFacts(role="environment", diff_id="sha256:" + "3" * 64, size=20),
-            LayerFacts(role="tree", diff_id="sha256:" + "4" * 64, size=30),
-        ),
-        loading=LoadingFacts(way="hybrid", sent=30, manifest_digest="sha256:" + "5" * 64),
-        init="6" * 64,
-        engine=EngineFacts(name="docker", version="20.10.24"),
-        data=data
-        or (DataFacts(source="/home/a/data", target="/data", digest="7" * 64, files=3, hashed=3),),
-        variables={"HOME": "/home/run", "TOKEN": "never in a statement"},
-    )
-
-
-def _alert(run: str) -> Any:  # noqa: ANN401 - an event
+def _alert(run: str, directory: Path) -> Any:  # noqa: ANN401 - an event
     digest = sha256(FOREIGN)
-    state = ForeignState(
-        path="train.py", change="modified", sha256=digest, evidence=f"/evidence/{digest}"
-    )
+    kept = str(directory / "evidence" / digest)
+    state = ForeignState(path="train.py", change="modified", sha256=digest, evidence=kept)
     return alert(run, detail="a\x1b[2J b\udcff", states=(state,))
 
 

@@ -132,7 +132,7 @@ def test_no_value_of_a_variable_is_in_a_statement(site: Site) -> None:
     text = json.dumps(document)
     assert "never in a statement" not in text
     parameters = document["predicate"]["buildDefinition"]["externalParameters"]
-    assert parameters["variables"] == ["HOME", "TOKEN"]
+    assert parameters["variables"] == ["HOME", "TOKEN", "VIRTUAL_ENV"]
 
 
 def test_the_same_record_gives_the_same_statement(site: Site) -> None:

@@ -21,6 +21,7 @@ from sealrun.image.store import LayerStore, Records
 from sealrun.policy import approved_policy
 from sealrun.progress import Silent
 from sealrun.sandbox.init import ARCHITECTURES
+from sealrun.state import private
 from sealrun.tree import Spool, read_commit
 
 if TYPE_CHECKING:
@@ -55,6 +56,11 @@ class Stored:
     def layers(self) -> LayerStore:
         """The content-addressed layers."""
         return LayerStore(self.places.layers)
+
+    def directory(self, run: str) -> Path:
+        """Return where a run's log and outputs are: its own place, or that of imported runs."""
+        imported = self.places.imported(self.repository_id) / "runs" / run
+        return imported if imported.is_dir() else self.places.run(self.repository_id, run)
 
 
 def require_image(record: RunRecord) -> str:
@@ -207,10 +213,19 @@ def data_of(
     Raises:
         Refused: data is gone, or is not what the run read.
     """
+    from sealrun.fetch.prepare import again as fetched_again
+
     policy = policy_of(record).policy
-    cache = HashCache(stored.places.cache / "hashes.sqlite")
-    now = cache.manifest(policy.data, home, progress or Silent())
+    cache = HashCache(private(stored.places.cache) / "hashes.sqlite")
+    listener = progress or Silent()
+    now = cache.manifest(policy.data, home, listener)
     then = {facts.target: facts for facts in record.progress.data or ()}
+    # What stands beside the policy's data was fetched: it is found by its digest alone.
+    beside = then.keys() - {dataset.target for dataset in now}
+    now += tuple(
+        fetched_again(target, then[target].digest, stored.places, listener)
+        for target in sorted(beside)
+    )
     for dataset in now:
         known = then.get(dataset.target)
         if known is None or known.digest == dataset.digest:

@@ -247,6 +247,9 @@ class _Again(Experiment):
     def _guarded(self) -> Finished:
         # Not armed: the guard's manifest is the loop's commit, and must not become another one's.
         self.guard = cast("GuardClient", _Unwatched())
+        # Nobody of this workspace meant or wrote what is repeated.
+        self.meant, self.between, self.foreign = None, None, ()
+        self.owners = self._ownership()
         self._add(
             Finding(Reason.OTHER_REVISION, f"run {self.original.run} is repeated"),
             Finding(Reason.WORKSPACE_NOT_COMPARED),
@@ -308,7 +311,7 @@ def result_of(record: RunRecord, stored: Stored) -> Result:
     ended = record.ended
     if ended is None:
         return Result("not-started", disturbed="never ended")
-    directory = stored.places.run(stored.repository_id, record.run)
+    directory = stored.directory(record.run)
     log = directory / "log"
     steps = read_metric(_STEPS, log, directory) if log.exists() else None
     return Result(

@@ -47,6 +47,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
     "verify": {},
     "key": {},
     "verify-run": {},
+    "bundle": {},
     "alerts": {},
     "alarm": {},
     "audit": {},

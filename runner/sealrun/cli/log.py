@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -32,7 +33,7 @@ from sealrun.errors import Status, UsageError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from sealrun.ledger import Ledger, RunRecord
+    from sealrun.ledger import Filter, Ledger, RunRecord
 
 #: Digits of a commit id in the table.
 _COMMIT = 9
@@ -61,6 +62,9 @@ def command(
     since_: Annotated[
         str | None, typer.Option("--since", help="Only newer ones: 12h, 7d, 2026-03-08.")
     ] = None,
+    imported: Annotated[
+        bool, typer.Option("--imported", help="Those that came in bundles instead.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print a JSON document.")] = False,
 ) -> Status:
     """List the runs of this repository, the newest first.
@@ -79,6 +83,9 @@ def command(
     )
     screen = console.current()
     with open_here() as here:
+        if imported:
+            list_imported(here, wanted, json=json)
+            return Status.OK
         records = here.ledger.runs(wanted) if here.ledger else []
         if json:
             screen.json({"runs": [document(one) | {"state": here.state(one)} for one in records]})
@@ -89,6 +96,34 @@ def command(
         else:
             screen.table(table(here, here.ledger, records, narrow=is_narrow()))
     return Status.OK
+
+
+def list_imported(here: Here, wanted: Filter, *, json: bool) -> None:
+    """List runs that came in bundles, each with where it came from; they are nobody's best."""
+    from sealrun.ledger import document
+    from sealrun.provenance.bundle.imported import all_runs, words
+
+    found = [
+        one
+        for one in (all_runs(here.places, here.repository) if here.repository else [])
+        if (not wanted.verdicts or one.record.verdict in wanted.verdicts)
+        and (not wanted.outcomes or one.record.outcome in wanted.outcomes)
+        and one.record.commit.startswith((wanted.commit or "").lower())
+        and one.record.opened_at >= (wanted.since or "")
+    ][: wanted.limit]
+    screen = console.current()
+    if json:
+        rows = [document(one.record) | {"imported": asdict(one.origin)} for one in found]
+        screen.json({"runs": rows})
+        return
+    if not found:
+        screen.say("no imported run")
+    for one in found:
+        record = one.record
+        metric = record.ended.metric if record.ended else None
+        value = metric_value(metric.value) if metric else "-"
+        cells = (record.run, record.commit[:_COMMIT], record.verdict, record.outcome, value)
+        screen.data("  ".join(visible(cell) for cell in (*cells, words(one.origin))))
 
 
 def is_narrow() -> bool:

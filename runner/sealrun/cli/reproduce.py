@@ -72,7 +72,7 @@ def command(
     from sealrun.git import Repository
     from sealrun.leftovers import identify, writable_ledger
     from sealrun.rebuild import Stored
-    from sealrun.reproduce import find, originals, reproduce
+    from sealrun.reproduce import originals, reproduce
     from sealrun.state import Places
 
     if (run is not None) + all_ + kept != 1:
@@ -90,7 +90,7 @@ def command(
     stored = Stored(repository, identify(repository), places)
     with writable_ledger(repository, places, stored.repository_id) as ledger:
         if run is not None:
-            wanted = [find(ledger, run)]
+            wanted = [own_or_imported(ledger, stored, run)]
         elif all_:
             wanted = originals(ledger)
         else:
@@ -103,6 +103,24 @@ def command(
             _tell(made)
         return _status([made], failed=False)
     return _batch(wanted, stored, times, tolerance, json=json)
+
+
+def own_or_imported(ledger: Ledger, stored: Stored, named: str) -> RunRecord:
+    """Return the run that is named by id or commit; of imported ones by id alone.
+
+    Raises:
+        UsageError: there is none, or several.
+    """
+    from sealrun.provenance.bundle import imported
+    from sealrun.reproduce import find
+
+    try:
+        return find(ledger, named)
+    except UsageError as unknown:
+        try:
+            return imported.find(stored.places, stored.repository_id, named).record
+        except UsageError:
+            raise unknown from None
 
 
 def kept_by(ledger: Ledger, file: Path) -> list[RunRecord]:

@@ -10,6 +10,7 @@ Rules that this module keeps:
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shlex
 from typing import TYPE_CHECKING, Annotated
@@ -27,12 +28,13 @@ from sealrun.cli.reading import (
     size,
     visible,
 )
-from sealrun.errors import Status
+from sealrun.errors import Status, UsageError
 from sealrun.writers import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
+    from sealrun.cli.reading import Here
     from sealrun.ledger import Alert, Because, Ledger, Process, Recorded, RunRecord, WriterFacts
 
 _INDENT = "  "
@@ -61,7 +63,12 @@ def command(
     with open_here() as here:
         if here.ledger is None:
             raise no_such_run(run)
-        found = find(here.ledger, run)
+        try:
+            found = find(here.ledger, run)
+        except UsageError:
+            if not show_imported(here, run, json=json):
+                raise
+            return Status.OK
         states = [here.state(record) for record in found]
         documents = [
             document(record) | {"state": state} for record, state in zip(found, states, strict=True)
@@ -74,6 +81,25 @@ def command(
             screen.say(f"{len(found)} runs of this commit; sealrun show RUN shows one")
             screen.table(table(here, here.ledger, found, narrow=is_narrow()))
     return Status.OK
+
+
+def show_imported(here: Here, name: str, *, json: bool) -> bool:
+    """Show a run that came in a bundle, and say so; return whether there is one."""
+    from sealrun.ledger import document
+    from sealrun.provenance.bundle import imported
+
+    try:
+        found = imported.find(here.places, here.repository, name)
+    except UsageError:
+        return False
+    screen = console.current()
+    if json:
+        origin = dataclasses.asdict(found.origin)
+        screen.json({"run": document(found.record) | {"state": "ended", "imported": origin}})
+        return True
+    screen.say(f"imported: {imported.words(found.origin)}; its files are in {found.directory}")
+    screen.data("\n".join(sections(found.record, "ended")))
+    return True
 
 
 def find(ledger: Ledger, name: str) -> list[RunRecord]:

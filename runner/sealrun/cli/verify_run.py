@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sealrun.cli.reading import Here
     from sealrun.provenance.keys import PublicKey
     from sealrun.provenance.verification import OnRecord, Verified
+    from sealrun.rebuild import Stored
 
 
 def command(
@@ -105,10 +106,21 @@ def on_record(here: Here, name: str) -> OnRecord | None:
     try:
         run = here.ledger.resolve(name)
     except UsageError:
-        return None
+        return _imported(stored, name)
     directory = here.places.run(here.repository, run)
     events = here.ledger.events(run=run)
     return OnRecord(events, here.repository, directory, stored, here.ledger)
+
+
+def _imported(stored: Stored, name: str) -> OnRecord | None:
+    from sealrun.provenance.bundle.imported import find
+    from sealrun.provenance.verification import OnRecord
+
+    try:
+        found = find(stored.places, stored.repository_id, name)
+    except UsageError:
+        return None
+    return OnRecord(found.events, found.origin.repository, found.directory, stored, None)
 
 
 def tell(verified: Verified) -> None:
