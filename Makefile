@@ -30,7 +30,7 @@ lint: ## ruff, mypy and pyright
 	$(BIN)/pyright
 
 bench: ## every benchmark, each beside what it is compared with
-	@.ci/setup engine
+	@.ci/setup bench engine
 	@set -e; for script in benchmarks/*.py; do \
 	  echo "== $$script"; $(BIN)/python "$$script"; \
 	done
