@@ -8,6 +8,7 @@ import json
 import secrets
 import shutil
 import subprocess
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,15 +18,16 @@ from _cli import Cli
 from _git import Repo
 from _hub import Hub, git_blob, serving
 from _offline import run_offline
-from sealrun.errors import ColdStart, EnvironmentFault, Refused, SealRefused
+from sealrun.errors import ColdStart, EnvironmentFault, PolicyError, Refused, SealRefused
 from sealrun.fetch import prepare as fetches
 from sealrun.fetch import transfer
-from sealrun.policy import load
+from sealrun.fetch.wanted import hub_cache, pin_line
+from sealrun.policy import HubFetch, load
 from sealrun.progress import Silent
 from sealrun.state import Places, private
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from _hub import Answer, Handler
@@ -198,6 +200,169 @@ def test_a_listing_may_have_pages(case: Case) -> None:
     case.hub.url = url
 
 
+def test_one_file_by_its_hash(case: Case) -> None:
+    """A file stands at its target, or below /data by its name; two servers give one item."""
+    case.hub.instead["/a/tokens.bin"] = lambda _: (200, {}, BIG)
+    case.hub.instead["/b/tokens.bin"] = lambda _: (200, {}, BIG)
+    found = case.one(url_entry(case, BIG, "/a/tokens.bin?signature=x"))
+    assert (found.dataset.target, found.dataset.source.read_bytes()) == ("/data/tokens.bin", BIG)
+    assert "signature" not in found.record.server + found.record.label
+    elsewhere = case.one(url_entry(case, BIG, "/b/tokens.bin", target="~/.cache/x/tokens.bin"))
+    assert (elsewhere.made, elsewhere.dataset.target) == (False, "/home/run/.cache/x/tokens.bin")
+    case.hub.instead["/empty"] = lambda _: (200, {}, b"")
+    assert case.one(url_entry(case, b"", "/empty")).dataset.source.read_bytes() == b""
+
+
+def test_one_commit_of_another_repository(case: Case) -> None:
+    """Its files stand there without its history, links and executables as committed."""
+    tools = Repo.create(private(case.root / "tools"))
+    tools.write({"run.sh": "#!/bin/sh\n", "d/tool.py": "TOOL = 1\n"})
+    (tools.path / "run.sh").chmod(0o755)
+    (tools.path / "link").symlink_to("d/tool.py")
+    commit = tools.commit({})
+    tools.commit({"d/tool.py": "TOOL = 2\n"})
+    text = f'[[fetch]]\nkind = "git"\nurl = "file://{tools.path}"\ncommit = "{commit}"\n'
+    found = case.one(text)
+    assert files_of(found) == {
+        "d/tool.py": b"TOOL = 1\n",
+        "link": b"TOOL = 1\n",
+        "run.sh": b"#!/bin/sh\n",
+    }
+    root = found.dataset.source
+    assert (root / "link").is_symlink()
+    assert oct((root / "run.sh").stat().st_mode & 0o777) == "0o555"
+    assert found.dataset.target == "/data/repo"
+    assert case.one(text, make=False).made is False
+    with pytest.raises(EnvironmentFault, match="has no commit 0000"):
+        case.one(text.replace(commit, "0" * 40))
+
+
+def test_a_commit_over_plain_http_with_its_token(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server of plain files will do; a token goes in a header, and not onto the disk."""
+    tools = Repo.create(private(case.root / "tools"))
+    commit = tools.commit({"tool.py": "TOOL = 1\n"})
+    tools.git("update-server-info")
+    for path in (tools.path / ".git").rglob("*"):
+        if path.is_file():
+            name = str(path.relative_to(tools.path / ".git"))
+            case.hub.instead[f"/tools.git/{name}"] = always(path.read_bytes())
+    monkeypatch.setenv("GIT_TOKEN", "ghx_" + "w" * 20)
+    text = f'[[fetch]]\nkind = "git"\nurl = "{case.hub.url}/tools.git"\ncommit = "{commit}"\n'
+    found = case.one(text + 'token = "GIT_TOKEN"\n')
+    assert files_of(found) == {"tool.py": b"TOOL = 1\n"}
+    assert found.dataset.target == "/data/tools"
+    assert all("basic " in headers["authorization"].lower() for _, _, headers in case.hub.asked)
+    kept = subprocess.run(
+        ["grep", "-rlE", "ghx_|Authorization", case.places.data], capture_output=True, check=False
+    )
+    assert kept.stdout == b""
+
+
+def test_the_lock_binds_commit_and_content(case: Case, repo: Repo) -> None:
+    """What warm prints for sealrun.lock finds the same item; another digest is refused."""
+    hub_repo = case.hub.repo("org/tiny", "kernel")
+    commit = hub_repo.push(KERNEL)
+    found = case.one(entry())
+    asked = len(case.hub.asked)
+    hub_repo.push({"other": b"moved on"})
+    policy_entry = found.wanted.entry
+    assert isinstance(policy_entry, HubFetch)
+    line = pin_line(policy_entry, commit, found.record.digest)
+    repo.commit({"sealrun.lock": f"[fetch]\n{line}\n"})
+    case.tree = repo.tree()
+    assert case.one(entry(), make=False).record.digest == found.record.digest
+    assert len(case.hub.asked) == asked
+    # On another machine the lock decides, not where the branch is now.
+    other = Case(case.root / "other", case.hub)
+    other.tree = case.tree
+    assert other.one(entry()).record.revision == commit
+    repo.commit({"sealrun.lock": f"[fetch]\n{line.replace(found.record.digest, '0' * 64)}\n"})
+    case.tree = repo.tree()
+    with pytest.raises(SealRefused, match=r"sealrun\.lock binds"):
+        case.one(entry(), make=False)
+    repo.commit({"sealrun.lock": '[fetch]\n"kernel/org/tiny@main" = "main"\n'})
+    case.tree = repo.tree()
+    with pytest.raises(SealRefused, match="no full commit"):
+        case.one(entry())
+
+
+def test_where_a_client_looks_follows_the_policys_variables(case: Case) -> None:
+    """HF_HUB_CACHE before HF_HOME before XDG_CACHE_HOME before ``~/.cache``."""
+    assert hub_cache({}) == "/home/run/.cache/huggingface/hub"
+    assert hub_cache({"XDG_CACHE_HOME": "/data/c"}) == "/data/c/huggingface/hub"
+    assert hub_cache({"XDG_CACHE_HOME": "/c", "HF_HOME": "~/hf"}) == "/home/run/hf/hub"
+    assert hub_cache({"HF_HUB_CACHE": "/data/hub/", "HF_HOME": "/x"}) == "/data/hub"
+    case.hub.repo("gpt2").push({"config.json": b"{}"})
+    text = entry("gpt2", "model") + '[sandbox.variables]\nHF_HOME = "/data/hf"\n'
+    assert case.one(text).dataset.target == "/data/hf/hub/models--gpt2"
+    covering = entry("gpt2", "model") + '[sandbox.variables]\nHF_HUB_CACHE = "/workspace"\n'
+    with pytest.raises(Refused, match="target"):
+        case.one(covering)
+
+
+def test_two_items_do_not_stand_at_one_place(case: Case) -> None:
+    """Two files of one name need targets of their own."""
+    case.hub.instead["/a/x"] = case.hub.instead["/b/x"] = lambda _: (200, {}, b"x")
+    with pytest.raises(Refused, match="would both stand at /data/x"):
+        case.fetch(url_entry(case, b"x", "/a/x") + url_entry(case, b"y", "/b/x"))
+    assert case.hub.asked == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        entry("../tiny"),
+        entry("a/b/c"),
+        entry("org--x/tiny"),
+        entry(revision="../main"),
+        entry(revision="refs//x"),
+        entry(revision="-x"),
+        entry() + entry(revision="v1"),
+        entry(token="sk-not a name"),  # noqa: S106 - no variable can be called that
+        '[[fetch]]\nkind = "url"\nurl = "file:///etc/passwd"\nsha256 = "' + "0" * 64 + '"\n',
+        '[[fetch]]\nkind = "url"\nurl = "https://u:p@example.org/x"\nsha256 = "' + "0" * 64 + '"\n',
+        '[[fetch]]\nkind = "url"\nurl = "https://example.org/x"\nsha256 = "abc"\n',
+        '[[fetch]]\nkind = "git"\nurl = "ext::sh -c id"\ncommit = "' + "0" * 40 + '"\n',
+        '[[fetch]]\nkind = "git"\nurl = "https://example.org/x"\ncommit = "main"\n',
+    ],
+)
+def test_entries_that_cannot_be_are_errors_of_the_policy(text: str) -> None:
+    """Names that leave their place, secrets in the commit, protocols that run programs."""
+    with pytest.raises(PolicyError):
+        load(text.encode(), source="sealrun.toml")
+
+
+def test_two_warms_at_once_download_once(case: Case) -> None:
+    """The second waits for the first and finds what it made."""
+    repo = case.hub.repo("org/tiny", "kernel")
+    repo.push(KERNEL)
+    found: list[Fetched] = []
+    threads = [threading.Thread(target=lambda: found.append(case.one(entry()))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(one.made for one in found) == [False, False, False, True]
+    bodies = [path for path in case.hub.paths() if "/resolve/" in path]
+    assert len(bodies) == len(set(bodies)) == len(KERNEL)
+
+
+def test_what_a_run_had_is_found_by_its_digest(case: Case) -> None:
+    """Months later, whatever the policy says by then; changed or gone it is refused."""
+    case.hub.repo("org/tiny", "kernel").push(KERNEL)
+    found = case.one(entry())
+    digest, target = found.record.digest, found.dataset.target
+    assert fetches.again(target, digest, case.places, Silent()) == found.dataset
+    (found.dataset.source / "refs" / "more").write_text("x")
+    with pytest.raises(Refused, match="was changed on disk"):
+        fetches.again(target, digest, case.places, Silent())
+    shutil.rmtree(found.dataset.source)
+    with pytest.raises(Refused, match="not here any more"):
+        fetches.again(target, digest, case.places, Silent())
+
+
 TRAIN = """\
 import os, socket, sys
 from kernels import get_kernel
@@ -267,6 +432,11 @@ def test_real_clients_find_it_offline_in_the_sandbox(case: Case, tmp_path: Path)
     # Months later, without any server: what is needed is here.
     again = cli("warm", timeout=600)
     assert "here: hub kernel org/tiny@v1" in again.stderr
+
+
+def always(body: bytes) -> Callable[[Handler], Answer]:
+    """Return what answers every request with one body."""
+    return lambda _: (200, {}, body)
 
 
 def endless(handler: Handler) -> None:
@@ -343,7 +513,7 @@ def test_an_answer_without_end_is_cut_off(case: Case, monkeypatch: pytest.Monkey
 def test_redirects_to_other_schemes_are_not_followed(case: Case, location: str) -> None:
     """Only http and https, without passwords."""
     case.hub.instead["/file.bin"] = lambda _: (302, {"Location": location}, b"")
-    with pytest.raises(EnvironmentFault, match="not followed|cannot be read"):
+    with pytest.raises(EnvironmentFault, match=r"not followed|cannot be read"):
         case.one(url_entry(case, b"good"))
 
 

@@ -84,6 +84,29 @@ def prepare(
     return tuple(_each(policy, tree, places, progress, make=make))
 
 
+def again(target: str, digest: str, places: Places, progress: Progress) -> Dataset:
+    """Return what a run on record found at a target, from the store alone.
+
+    Args:
+        target: absolute path in the container.
+        digest: of its manifest, as recorded.
+
+    Raises:
+        Refused: it is not here any more, or is not what it was.
+    """
+    source = FetchStore(places).item_of(digest)
+    if source is not None:
+        found = _dataset(target, source, places, progress)
+        if found.digest == digest:
+            return found
+    state = "is not here any more" if source is None else "was changed on disk"
+    raise Refused(
+        f"what was fetched for {target} ({digest[:12]}) {state}",
+        hint="sealrun warm with --rev and the run's commit fetches it again, if its server still "
+        "has the same.",
+    )
+
+
 def _each(
     policy: Policy, tree: CommittedTree, places: Places, progress: Progress, *, make: bool
 ) -> Iterator[Fetched]:
@@ -107,7 +130,7 @@ def _each(
                 yield again
                 continue
             record = _Making(one, store, places, progress).make()
-        dataset = _dataset(one, store.item(record), places, progress)
+        dataset = _dataset(one.target, store.item(record), places, progress)
         if dataset.digest != record.digest:
             raise StorageFault(f"{one.label} changed on disk while it was fetched")
         yield Fetched(one, record, dataset, made=True)
@@ -119,7 +142,7 @@ def _stored(one: Wanted, store: FetchStore, places: Places, progress: Progress) 
     if record is None:
         return "is not here yet"
     try:
-        dataset = _dataset(one, store.item(record), places, progress)
+        dataset = _dataset(one.target, store.item(record), places, progress)
     except Refused:
         if store.item(record).exists():
             raise
@@ -140,8 +163,8 @@ def _find(one: Wanted, store: FetchStore) -> Record | None:
     return record
 
 
-def _dataset(one: Wanted, source: Path, places: Places, progress: Progress) -> Dataset:
-    mount = DataPolicy(source=str(source), target=one.target)
+def _dataset(target: str, source: Path, places: Places, progress: Progress) -> Dataset:
+    mount = DataPolicy(source=str(source), target=target)
     cache = HashCache(places.cache / "hashes.sqlite")
     (found,) = cache.manifest([mount], Path.home(), progress)
     return found
@@ -250,7 +273,7 @@ class _Making:
     ) -> Record:
         # Sealed first: what is hashed now is then known by its identity where it is mounted.
         seal(grown)
-        found = _dataset(self.one, grown, self.places, self.progress)
+        found = _dataset(self.one.target, grown, self.places, self.progress)
         path = f"{where}/{found.digest}"
         return Record(
             self.one.key, self.one.label, server, revision, path, found.digest, files, size

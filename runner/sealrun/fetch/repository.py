@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from sealrun import git
+from sealrun.errors import EnvironmentFault
 from sealrun.fetch.transfer import shown
 from sealrun.git import Repository
 from sealrun.image import tool
@@ -43,6 +44,7 @@ def fetch(entry: GitFetch, token: str | None, scratch: Path, into: Path, task: T
 
     Raises:
         ToolFailed: git cannot fetch it; ``words`` are git's.
+        EnvironmentFault: the commit is in none of its branches and tags.
         ObjectCorrupt: what came is not what the commit's id stands for.
     """
     algorithm = "sha1" if len(entry.commit) == _SHA1 else "sha256"
@@ -66,6 +68,8 @@ def fetch(entry: GitFetch, token: str | None, scratch: Path, into: Path, task: T
     except tool.ToolFailed:
         # Old servers and plain file servers know no shallow fetch, or give out branches alone.
         call(*fetching, "--", entry.url, "+refs/heads/*:refs/fetched/*", "+refs/tags/*:refs/tags/*")
+    if git.Git(store).attempt("cat-file", "-e", f"{entry.commit}^{{commit}}")[0] != 0:
+        raise EnvironmentFault(f"{shown(entry.url)} has no commit {entry.commit}", hint=_HINT)
     spooled = scratch / "spool"
     spooled.mkdir(exist_ok=True)
     bare = Repository(store, store, store, algorithm, None)

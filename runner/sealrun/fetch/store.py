@@ -66,6 +66,13 @@ class FetchStore:
         """Return where a record's item stands, or would stand."""
         return self.directory / record.path
 
+    def item_of(self, digest: str) -> Path | None:
+        """Return the item whose manifest has a digest, whatever it was fetched for; None: not here."""
+        if len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):  # noqa: PLR2004 - 256 bits
+            return None
+        places = (*self.directory.glob(f"*/*/{digest}"), *self.directory.glob(f"*/*/*/{digest}"))
+        return min(places, default=None)
+
     def find(self, key: str) -> Record | None:
         """Return the record under a key, or None where there is none that can be used."""
         try:

@@ -18,7 +18,6 @@ import hashlib
 import json
 import os
 import time
-import urllib.request
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
@@ -276,12 +275,14 @@ def _redirected(url: str, location: str) -> str:
 
 
 def _pool(url: str) -> urllib3.PoolManager:
+    from urllib.request import getproxies, proxy_bypass
+
     import urllib3
 
     parts = urlsplit(url)
-    proxies = urllib.request.getproxies()
+    proxies = getproxies()
     proxy = proxies.get(parts.scheme) or proxies.get("all")
-    if proxy and not urllib.request.proxy_bypass(parts.hostname or ""):
+    if proxy and not proxy_bypass(parts.hostname or ""):
         return urllib3.ProxyManager(proxy)
     return urllib3.PoolManager()
 
