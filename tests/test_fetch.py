@@ -434,6 +434,56 @@ def test_real_clients_find_it_offline_in_the_sandbox(case: Case, tmp_path: Path)
     assert "here: hub kernel org/tiny@v1" in again.stderr
 
 
+#: As much of torch as the client asks in order to choose a build; the real one weighs gigabytes.
+TORCH = """\
+import types
+__version__ = "2.9.1"
+version = types.SimpleNamespace(cuda="12.8", hip=None, xpu=None)
+_C = types.SimpleNamespace()
+compiled_with_cxx11_abi = lambda: True
+"""
+#: The two lines of autoresearch's train.py, but for the name of the repository.
+UNPINNED = """\
+from kernels import get_kernel
+fa3 = get_kernel("org/flash-attn3").flash_attn_interface
+print("attention", fa3.flash_attn_func())
+"""
+
+
+@pytest.mark.engine
+@pytest.mark.soak(sample=True)
+def test_an_import_that_names_no_revision_gets_the_pinned_one(case: Case, tmp_path: Path) -> None:
+    """As in autoresearch with the client of its lock: only the build for this machine is fetched."""
+    variant = "torch29-cxx11-cu128-x86_64-linux"
+    body = b"def flash_attn_func():\n    return 'pinned'\n"
+    mine = {
+        f"build/{variant}/__init__.py": b"from . import flash_attn_interface\n",
+        f"build/{variant}/flash_attn_interface.py": body,
+    }
+    others = {f"build/torch28-cxx11-cu126-x86_64-linux/{n}.so": BIG for n in range(3)}
+    hub_repo = case.hub.repo("org/flash-attn3")
+    commit = hub_repo.push({**mine, **others})
+    repo = Repo.create(private(tmp_path / "work"))
+    policy = entry("org/flash-attn3", "model", allow=[f"build/{variant}/*"])
+    locked = "kernels==0.11.7\nhuggingface_hub==1.3.7\n"
+    repo.commit(
+        {
+            "train.py": UNPINNED,
+            "torch.py": TORCH,
+            "requirements.txt": locked,
+            "sealrun.toml": policy,
+        }
+    )
+    cli = Cli(repo.path, tmp_path / "home", {"HF_ENDPOINT": case.hub.url}).with_base()
+    (fetched,) = cli.json("warm")["fetched"]
+    assert (fetched["revision"], fetched["files"]) == (commit, 2)
+    hub_repo.push(
+        {**mine, f"build/{variant}/flash_attn_interface.py": b"raise SystemExit('moved')"}
+    )
+    status, output = run_offline(repo, cli.places, "python3", "train.py")
+    assert (status, output.splitlines()[-1]) == (0, "attention pinned"), output
+
+
 def always(body: bytes) -> Callable[[Handler], Answer]:
     """Return what answers every request with one body."""
     return lambda _: (200, {}, body)
