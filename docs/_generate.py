@@ -154,8 +154,19 @@ def alarm() -> str:
     """Return a table of keys for each section of the alarm's configuration."""
     from sealrun.alarm.config import describe
 
+    return _sections(describe())
+
+
+def mirror() -> str:
+    """Return a table of keys for each section of the mirror's configuration."""
+    from sealrun.mirror.config import describe
+
+    return _sections(describe())
+
+
+def _sections(described: dict[str, Any]) -> str:
     lines: list[str] = []
-    for heading, model in describe().items():
+    for heading, model in described.items():
         fields = {name: field for name, field in model.model_fields.items() if name != "type"}
         lines += ["", f"## `{heading}`", "", *_HEAD]
         lines += [_row(key, value) for key, value in fields.items()]
@@ -175,6 +186,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "alarm": alarm,
     "audit": audit,
     "commands": commands,
+    "mirror": mirror,
     "policy": policy,
     "reasons": reasons,
     "statuses": statuses,

@@ -28,6 +28,7 @@ from sealrun.errors import StorageFault
 from sealrun.findings import DIFF_PATHS, diff_of, phase_of, text
 from sealrun.laundering import Foreign, hunk_digests
 from sealrun.ledger import Alert, AlertAccepted, ForeignState, new_ulid, utc
+from sealrun.moved import found_at
 from sealrun.reasons import Reason
 
 if TYPE_CHECKING:
@@ -250,7 +251,7 @@ def read_evidence(file: str | None, sha256: str | None) -> tuple[bytes | None, s
     if file is None or sha256 is None:
         return None, "its bytes were not kept"
     try:
-        fd = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = os.open(found_at(file), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(fd, "rb") as stream:
             regular = stat.S_ISREG(os.fstat(fd).st_mode)
             content = stream.read(MOST_KEPT + 1) if regular else b""

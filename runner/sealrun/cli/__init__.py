@@ -50,6 +50,8 @@ COMMANDS: dict[str, dict[str, Any]] = {
     "bundle": {},
     "alerts": {},
     "alarm": {},
+    "mirror": {},
+    "restore": {},
     "audit": {},
     "watch": {},
     "guard": {},

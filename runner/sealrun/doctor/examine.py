@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sealrun.doctor import alarm, containers, machine, repository, rewriters, watching
+from sealrun.doctor import alarm, containers, machine, mirror, repository, rewriters, watching
 from sealrun.doctor.model import Check, Diagnosis, Grade, summarise
 from sealrun.errors import SealrunError
 from sealrun.git import Repository
@@ -25,7 +25,14 @@ if TYPE_CHECKING:
     from sealrun.tree import CommittedTree
 
 #: The rows that need a repository, by the name that a skipped one gets.
-_NEEDS_REPOSITORY = ("file system: workspace", "inotify", "git configuration", "data", "rewriters")
+_NEEDS_REPOSITORY = (
+    "file system: workspace",
+    "inotify",
+    "git configuration",
+    "mirror",
+    "data",
+    "rewriters",
+)
 
 
 def examine(places: Places, directory: Path) -> Diagnosis:
@@ -55,6 +62,7 @@ def examine(places: Places, directory: Path) -> Diagnosis:
         return Diagnosis(summarise(tuple(checks), in_repository=False), tuple(checks))
     checks += _carried_out(lambda: watching.workspace(found.workspace))
     checks += _carried_out(lambda: repository.configuration(found))
+    checks += _carried_out(lambda: mirror.mirrored(places, found))
     checks += _of_commit(places, found)
     return Diagnosis(summarise(tuple(checks), in_repository=True), tuple(checks))
 

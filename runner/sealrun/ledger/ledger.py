@@ -531,10 +531,17 @@ class Ledger:
             )
             return [self._recorded(_link(row)) for row in rows]
 
-    def links(self) -> Iterator[chain.Link]:
-        """Walk the whole chain as it is stored."""
+    def links(self, after: int = 0) -> Iterator[chain.Link]:
+        """Walk the chain as it is stored.
+
+        Args:
+            after: only events with a greater number.
+        """
         with self._reading() as connection:
-            rows = connection.execute(f"SELECT {_COLUMNS} FROM events ORDER BY seq")  # noqa: S608 - a constant
+            rows = connection.execute(
+                f"SELECT {_COLUMNS} FROM events WHERE seq > ? ORDER BY seq",  # noqa: S608 - a constant
+                (after,),
+            )
             for row in rows:
                 yield _link(row)
 

@@ -1,0 +1,263 @@
+"""What this machine remembers of its mirrors, and which repositories wait for one.
+
+Rules that this module keeps:
+
+- A repository that waits is a small file of its own, made by whoever ended a run and removed by
+  whoever mirrored it everywhere; both survive being killed at any moment.
+- What was mirrored last is remembered here too: a mirror that is gone, or holds less than it did, is
+  told from one that never began.
+- One process mirrors a repository at a time, and one waits in the background; the kernel gives
+  their locks back however they die.
+- There is no secret in any of these files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import secrets
+import stat
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from sealrun.errors import StorageFault
+from sealrun.ledger.codec import Misfit, from_document
+from sealrun.state import private
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+    from pathlib import Path
+
+    from sealrun.state import Places
+
+#: Bytes of one of our files.
+_LARGEST = 1 << 20
+_REPOSITORY = re.compile(r"[0-9a-f]{32}")
+_MACHINE = re.compile(r"[0-9a-f]{16}")
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What is remembered of one destination of one repository.
+
+    Attributes:
+        name: as the user calls it.
+        succeeded: when the mirror was last whole, in seconds since 1970.
+        seq: number of the last event that it held then; ``hash`` its hash.
+        failed: when it last failed; ``failures``: how often since it was whole.
+        why: what was wrong then; ``hint``: what can be done.
+        differs: the local chain was found not to continue what the mirror holds.
+        left_out: files that were not taken.
+    """
+
+    name: str
+    succeeded: float | None = None
+    seq: int = 0
+    hash: str = ""
+    failed: float | None = None
+    failures: int = 0
+    why: str | None = None
+    hint: str | None = None
+    differs: bool = False
+    left_out: int = 0
+
+
+@dataclass(frozen=True)
+class Due:
+    """A repository that waits to be mirrored.
+
+    Attributes:
+        repository: its id.
+        workspace: its working directory.
+        at: when it was last asked for, in seconds since 1970.
+        mark: which of several requests it is.
+    """
+
+    repository: str
+    workspace: str
+    at: float
+    mark: tuple[int, int] = field(default=(0, 0), compare=False)
+
+
+class Memory:
+    """The mirror's directory below the state.
+
+    Raises:
+        StorageFault: it cannot be made.
+    """
+
+    def __init__(self, places: Places) -> None:
+        self.directory = private(places.state / "mirror")
+        self._due = private(self.directory / "due")
+        self._standing = private(self.directory / "standing")
+
+    def machine(self) -> str:
+        """Return what this machine's lines are called: random, made once.
+
+        Raises:
+            StorageFault: it cannot be read or written.
+        """
+        file = self.directory / "machine"
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                text = file.read_text("ascii").strip()
+                if _MACHINE.fullmatch(text):
+                    return text
+                raise StorageFault(f"{file} does not name a machine", hint="Restore or remove it.")
+            draft = file.with_name(f".machine.{secrets.token_hex(4)}")
+            draft.write_text(secrets.token_hex(8) + "\n", "ascii")
+            try:
+                with contextlib.suppress(FileExistsError):
+                    os.link(draft, file)
+            finally:
+                draft.unlink()
+            return file.read_text("ascii").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise StorageFault(f"cannot read or write {file}: {error}") from error
+
+    # -- repositories that wait --------------------------------------------------------------------
+
+    def ask(self, due: Due) -> None:
+        """Ask for a repository to be mirrored.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        content = {"repository": due.repository, "workspace": due.workspace, "at": due.at}
+        _replace(self._due / f"{due.repository}.json", content)
+
+    def waiting(self) -> list[Due]:
+        """Return the repositories that wait, the longest first."""
+        found: list[Due] = []
+        for file in self._due.glob("*.json"):
+            content = _load(file)
+            try:
+                facts = file.stat()
+                one = Due(
+                    str(content["repository"]),
+                    str(content["workspace"]),
+                    float(content["at"]),
+                    (facts.st_ino, facts.st_mtime_ns),
+                )
+            except (OSError, KeyError, TypeError, ValueError):
+                continue
+            if one.repository == file.stem and _REPOSITORY.fullmatch(one.repository):
+                found.append(one)
+        return sorted(found, key=lambda one: one.at)
+
+    def done(self, due: Due) -> None:
+        """Forget a repository that waited, unless it was asked for again meanwhile."""
+        file = self._due / f"{due.repository}.json"
+        with contextlib.suppress(OSError):
+            facts = file.stat()
+            if (facts.st_ino, facts.st_mtime_ns) == due.mark:
+                file.unlink()
+
+    # -- destinations ------------------------------------------------------------------------------
+
+    def standing(self, repository: str, key: str, name: str) -> Standing:
+        """Return what is remembered of a destination of a repository.
+
+        Args:
+            repository: its id.
+            key: of the destination.
+            name: as the user calls it, where nothing is remembered.
+        """
+        found = _load(self._standing / repository / f"{key}.json")
+        try:
+            return from_document(Standing, found)
+        except Misfit:
+            return Standing(name)
+
+    def remember(self, repository: str, key: str, standing: Standing) -> None:
+        """Keep what is known of a destination of a repository.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        _replace(private(self._standing / repository) / f"{key}.json", asdict(standing))
+
+    def trouble(self, repository: str, names: set[str]) -> str | None:
+        """Return what is wrong with a repository's mirrors, in a sentence; None: nothing known.
+
+        Args:
+            repository: its id.
+            names: of the destinations that are configured.
+        """
+        words: list[str] = []
+        for file in sorted((self._standing / repository).glob("*.json")):
+            one = self.standing(repository, file.stem, "")
+            if one.why is not None and one.name in names:
+                tries = f" ({one.failures} times in a row)" if one.failures > 1 else ""
+                words.append(f"the record is not mirrored to {one.name}{tries}: {one.why}")
+        return "; ".join(words) or None
+
+    # -- locks -------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def mirroring(self, repository: str) -> Generator[None]:
+        """Hold the lock of a repository's mirrors; wait for it.
+
+        Raises:
+            OSError: it cannot be made.
+        """
+        descriptor = self._open(f"{repository}.lock")
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def become_background(self) -> int | None:
+        """Return the descriptor that makes this process the background one; None: there is one."""
+        descriptor = self._open("background.lock")
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        return descriptor
+
+    def has_background(self) -> bool:
+        """Tell whether a process mirrors in the background."""
+        descriptor = self._open("background.lock")
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
+    def _open(self, name: str) -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        return os.open(self.directory / name, flags, 0o600)
+
+
+def _replace(file: Path, content: dict[str, Any]) -> None:
+    draft = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
+    try:
+        draft.write_text(json.dumps(content), "ascii")
+        draft.chmod(0o600)
+        draft.replace(file)
+    except OSError:
+        with contextlib.suppress(OSError):
+            draft.unlink()
+        raise
+
+
+def _load(file: Path) -> Any:  # noqa: ANN401 - JSON is any of these
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    with os.fdopen(descriptor, "rb") as stream:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return None
+        try:
+            return json.loads(stream.read(_LARGEST))
+        except (OSError, ValueError, RecursionError):
+            return None
