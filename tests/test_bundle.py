@@ -109,6 +109,11 @@ def test_a_thin_bundle_of_a_small_repository_is_small(made: Made) -> None:
     assert sha256(WHEELS) in Parts.of(made.full).blobs
 
 
+def test_a_bundle_is_its_owners_alone(made: Made) -> None:
+    """It may hold private code and the values of variables."""
+    assert made.full.stat().st_mode & 0o777 == 0o600
+
+
 def test_the_same_runs_give_the_same_bundle(made: Made, tmp_path: Path) -> None:
     """Byte for byte: nothing of the time, place or user is in it."""
     again = exported(made.site, [made.run], tmp_path / "again", full=True)

@@ -170,6 +170,7 @@ def import_(
     voice = console.current()
     repository, places = Repository.here(), Places.of_user()
     with checked(file, places.data / "unpacked", _keys(key), unsigned=unsigned) as found:
+        # Only now: a bundle that is refused leaves nothing in the repository, not even its id.
         done = install(found, file, Stored(repository, identify(repository), places))
     if json:
         voice.json({"runs": done.runs, "known": done.known, "layers": done.layers})

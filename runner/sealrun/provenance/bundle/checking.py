@@ -263,6 +263,7 @@ class _Quarantine:
         git = Git(self.directory)
         git.run("init", "--quiet", "--bare", f"--object-format={self.algorithm}", ".")
         self.refs = unbundle(git, found.path(found.index.git))
+        _check_objects(git)
         spool = found.directory / "spool"
         spool.mkdir()
         self.spool = Spool(spool, self.algorithm)
@@ -281,6 +282,20 @@ class _Quarantine:
         if size > _TREE or size > shutil.disk_usage(self.directory).free - _RESERVE:
             raise BadBundle(f"run {run}: the files of its commit have {size} bytes, too many")
         return read_commit(self.repository, commit, self.spool)
+
+
+def _check_objects(git: Git) -> None:
+    """Refuse commits and trees that only somebody who wants our memory would make."""
+    listing = git.run(
+        "cat-file",
+        "--batch-all-objects",
+        "--unordered",
+        "--batch-check=%(objecttype) %(objectsize)",
+    )
+    for line in listing.splitlines():
+        kind, _, size = line.partition(b" ")
+        if kind != b"blob" and int(size) > LARGEST:
+            raise BadBundle(f"a {kind.decode()} in the bundle has {int(size)} bytes, too many")
 
 
 def unbundle(git: Git, file: Path) -> dict[str, str]:

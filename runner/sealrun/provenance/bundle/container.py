@@ -10,7 +10,7 @@ Rules that this module keeps:
   from the index and are compared with what follows.
 - What a file may unfold to is bounded by its own size: highly compressible contents are written
   without compression, so that a bundle of ours never looks like a bomb.
-- A bundle appears under its name only when it is whole.
+- A bundle appears under its name only when it is whole, and at first its owner alone can read it.
 """
 
 from __future__ import annotations
@@ -110,7 +110,12 @@ def write(
     total = sum(tar.BLOCK + one.size for one in index.contents)
     try:
         try:
-            with draft.open("xb") as raw, gzip.GzipFile("", "wb", level, raw, mtime=0) as packed:
+            # It may hold private code, and values of variables: nobody else's until it is given away.
+            handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with (
+                os.fdopen(handle, "wb") as raw,
+                gzip.GzipFile("", "wb", level, raw, mtime=0) as packed,
+            ):
                 _write(cast("IO[bytes]", packed), index, read)
             if total > _limit(draft.stat().st_size) - SLACK // 2:
                 with draft.open("wb") as plain:
