@@ -47,7 +47,17 @@ RESEARCH = {
     "program.md": PROGRAM,
     "train.py": TRAIN,
     "prepare.py": PREPARE,
-    "uv.lock": 'version = 1\nrequires-python = ">=3.10"\n',
+    "uv.lock": """version = 1
+requires-python = ">=3.10"
+
+[[package]]
+name = "kernels"
+version = "0.12.1"
+
+[[package]]
+name = "torch"
+version = "2.9.1+cu128"
+""",
     "pyproject.toml": '[project]\nname = "r"\nversion = "0"\nrequires-python = ">=3.10"\n',
     ".gitignore": "CLAUDE.md\nAGENTS.md\n",
 }
@@ -99,7 +109,10 @@ def test_an_autoresearch_repository_is_recognised_whole() -> None:
         data=("~/.cache/autoresearch",),
         protected=("prepare.py", "uv.lock"),
         compiles=True,
-        kernels=("others/attention", "someone/attention"),
+        kernels=(
+            shape.Kernel("others/attention", "model", ("build/torch29-*", "build/torch-*")),
+            shape.Kernel("someone/attention", "model", ("build/torch29-*", "build/torch-*")),
+        ),
     )
 
 
@@ -147,6 +160,23 @@ def test_a_longer_budget_gives_a_longer_deadline() -> None:
 
 
 @pytest.mark.parametrize(
+    ("lock", "kernel"),
+    [
+        ("", shape.Kernel("a/b", "kernel", (), "v1")),
+        (
+            "kernels==0.13.0\ntorch==2.10.0",
+            shape.Kernel("a/b", "model", ("build/torch210-*", "build/torch-*"), "v1"),
+        ),
+        ('name = "kernels"\nversion = "0.14.0"\n', shape.Kernel("a/b", "kernel", (), "v1")),
+        ("torch==2.9.1\ntorch==2.8.0", shape.Kernel("a/b", "kernel", (), "v1")),
+    ],
+)
+def test_the_lock_says_how_a_kernel_is_fetched(lock: str, kernel: shape.Kernel) -> None:
+    """The client's version decides the kind, torch's the builds; without a lock all are taken."""
+    assert shape.kernels(b'k = kernels.get_kernel("a/b", revision="v1")', lock) == (kernel,)
+
+
+@pytest.mark.parametrize(
     ("source", "caches"),
     [
         ('Path.home() / ".cache" / "mine" / "data"', ("~/.cache/mine",)),
@@ -191,6 +221,8 @@ def test_a_proposed_policy_is_valid_and_loosens_nothing(files: dict[str, str]) -
     assert loaded.policy.limits.deadline == recognised.deadline
     assert (loaded.policy.image.base == "debian-python-build") == recognised.compiles
     assert tuple(d.source for d in loaded.policy.data) == recognised.data
+    fetched = [f.repository for f in loaded.policy.fetch if isinstance(f, policy.HubFetch)]
+    assert fetched == [kernel.repository for kernel in recognised.kernels]
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,15 @@ def _lines(shape: Shape) -> Iterator[str]:
     for source in shape.data:
         yield from ("", "[[data]]")
         yield f"source = {_string(source)}  # read-only"
+    for kernel in shape.kernels:
+        yield from ("", f"[[fetch]]  # code that {shape.script} loads; warm downloads and pins it")
+        yield 'kind = "hub"'
+        yield f"repository = {_string(kernel.repository)}"
+        yield f"type = {_string(kernel.type)}"
+        if kernel.revision is not None:
+            yield f"revision = {_string(kernel.revision)}"
+        if kernel.allow:
+            yield f"allow = [{', '.join(map(_string, kernel.allow))}]"
 
 
 def _string(text: str) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from sealrun.init import draft
 from sealrun.init.proposal import READ_BY_AGENTS, SKILL
-from sealrun.init.shape import PREPARE, PROGRAM, TRAIN, Found
+from sealrun.init.shape import LOCKS, PREPARE, PROGRAM, TRAIN, Found
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from sealrun.git import Repository
 
 #: What may be changed or is looked into by name.
-_NAMED = (*(draft.POLICY, PROGRAM, TRAIN, PREPARE), *READ_BY_AGENTS, SKILL)
-#: Bytes of a file, and number of Python sources, that are read.
-_LARGEST = 1 << 20
+_NAMED = (*(draft.POLICY, PROGRAM, TRAIN, PREPARE), *LOCKS, *READ_BY_AGENTS, SKILL)
+#: Bytes of a file, and number of Python sources, that are read. Locks of torch have about 1 MB.
+_LARGEST = 4 << 20
 _SOURCES = 500
 
 

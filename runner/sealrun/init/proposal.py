@@ -141,9 +141,10 @@ def _notes(
     for source in missing:
         yield f"{source} is not there yet: prepare the data before the first run"
     if shape.kernels:
+        names = ", ".join(kernel.repository for kernel in shape.kernels)
         yield (
-            f"{shape.script} fetches executable code while it runs ({', '.join(shape.kernels)}), "
-            "and a run has no network"
+            f"{shape.script} loads executable code from a hub ({names}), and a run has no network: "
+            "[[fetch]] names it; where it names no revision, the newest is pinned by the first warm"
         )
     for change in hooks.values():
         if change.before is None and change.path not in ignored:

@@ -27,8 +27,10 @@ _DATA = "~/.cache/autoresearch"
 #: Seconds after which its program.md says to kill a run.
 _TEN_MINUTES = 600
 #: In the order in which an environment takes them (``image.environment``).
-_LOCKS = ("pylock.toml", "uv.lock", "requirements.txt")
+LOCKS = ("pylock.toml", "uv.lock", "requirements.txt")
 _PROJECT = "pyproject.toml"
+#: Since then the client asks the hub for kernels, before it asked for models.
+_KERNELS_OF_THEIR_OWN = (0, 14)
 #: Caches of programs, not of one repository; some keep their user's tokens beside the data.
 _SHARED = frozenset(
     ("huggingface", "torch", "pip", "uv", "wandb", "kaggle", "modal", "triton", "matplotlib")
@@ -39,6 +41,7 @@ _BUDGET = re.compile(r"^TIME_BUDGET\s*=\s*(\d+)", re.MULTILINE)
 _COMPILES = re.compile(
     rb"\btorch\.compile\b|\bcpp_extension\b|^\s*(?:import|from)\s+triton\b", re.MULTILINE
 )
+_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _LOWER = re.compile(r"\blow(?:er|est)\b|\bminimi[sz]", re.IGNORECASE)
 _HIGHER = re.compile(r"\bhigh(?:er|est)\b|\bmaximi[sz]", re.IGNORECASE)
@@ -81,6 +84,23 @@ class Metric:
 
 
 @dataclass(frozen=True)
+class Kernel:
+    """A hub repository with executable code, which a run would fetch at import.
+
+    Attributes:
+        repository: ORGANISATION/NAME.
+        type: what the hub's client asks for: ``model``, or ``kernel`` since kernels 0.14.
+        allow: patterns of the builds that fit the locked torch; empty where no lock names one.
+        revision: None where the code names none.
+    """
+
+    repository: str
+    type: str
+    allow: tuple[str, ...] = ()
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
 class Shape:
     """What a repository is.
 
@@ -92,7 +112,7 @@ class Shape:
         data: directories outside, as ``~/…``.
         protected: files that judge a run.
         compiles: whether a run needs a compiler.
-        kernels: hub repositories that are fetched while it runs, with executable code in them.
+        kernels: executable code that is fetched from a hub while it runs.
     """
 
     kind: Kind
@@ -103,12 +123,12 @@ class Shape:
     data: tuple[str, ...] = ()
     protected: tuple[str, ...] = ()
     compiles: bool = False
-    kernels: tuple[str, ...] = ()
+    kernels: tuple[Kernel, ...] = ()
 
 
 def recognise(found: Found) -> Shape:
     """Return what a repository is."""
-    lock = next((name for name in _LOCKS if name in found.paths), None)
+    lock = next((name for name in LOCKS if name in found.paths), None)
     kind = _kind(found, lock)
     sources = {path: text for path, text in found.contents.items() if path.endswith(".py")}
     compiles = any(_COMPILES.search(text) for text in sources.values())
@@ -127,7 +147,7 @@ def recognise(found: Found) -> Shape:
         data=home_caches(found.contents.get(PREPARE, b"")) or (_DATA,),
         protected=(PREPARE, *protected),
         compiles=compiles,
-        kernels=kernels(found.contents.get(TRAIN, b"")),
+        kernels=kernels(found.contents.get(TRAIN, b""), found.text(lock or "")),
     )
 
 
@@ -213,27 +233,57 @@ def _joined(parts: list[ast.expr]) -> str | None:
     return "/".join(found) or None
 
 
-def kernels(source: bytes) -> tuple[str, ...]:
-    """Return the hub repositories that a source may hand to ``kernels.get_kernel``.
+def kernels(source: bytes, lock: str = "") -> tuple[Kernel, ...]:
+    """Return what a source may hand to ``kernels.get_kernel``, and how to fetch it beforehand.
 
     That call downloads executable code while the program runs. Its argument may be a name that was
-    bound before, to one constant or to a choice of two.
+    bound before, to one constant or to a choice of two. Which builds it looks for, and that the
+    hub knows kernels as a kind of their own, is kernels' ``utils.py`` (0.12.1; 0.14.0).
+
+    Args:
+        lock: the text of the lock; it says which torch and which client there will be.
     """
+    client, torch = _locked("kernels", lock), _locked("torch", lock)
+    kind = "model" if client is not None and client < _KERNELS_OF_THEIR_OWN else "kernel"
+    allow = (f"build/torch{torch[0]}{torch[1]}-*", "build/torch-*") if torch else ()
+    return tuple(Kernel(name, kind, allow, revision) for name, revision in _asked(source))
+
+
+def _locked(package: str, lock: str) -> tuple[int, int] | None:
+    """Return major and minor version of a locked package, where there is one alone."""
+    block = rf'^name = "{package}"\nversion = "(\d+)\.(\d+)'
+    line = rf"^{package}==(\d+)\.(\d+)"
+    found = set(re.findall(block, lock, re.MULTILINE) + re.findall(line, lock, re.MULTILINE))
+    if len(found) != 1:
+        return None
+    major, minor = found.pop()
+    return int(major[:6]), int(minor[:6])
+
+
+def _asked(source: bytes) -> tuple[tuple[str, str | None], ...]:
+    """Return repository and revision of each call; None: the call names no revision."""
     bound: dict[str, set[str]] = {}
-    asked: dict[str, None] = {}
-    names: list[str] = []
+    asked: dict[tuple[str, str | None], None] = {}
+    named: list[tuple[str, str | None]] = []
     for node in _nodes(source):
         if isinstance(node, ast.Assign):
             for target in node.targets:
                 if isinstance(target, ast.Name):
                     bound.setdefault(target.id, set()).update(_constants(node.value))
         elif isinstance(node, ast.Call) and node.args and _called(node.func) == "get_kernel":
+            given = (k.value for k in node.keywords if k.arg == "revision")
+            texts = (text for value in given for text in _constants(value))
+            revision = next((text for text in texts if _REVISION.fullmatch(text)), None)
             if isinstance(node.args[0], ast.Name):
-                names.append(node.args[0].id)
-            asked |= dict.fromkeys(_constants(node.args[0]))
-    for name in names:
-        asked |= dict.fromkeys(sorted(bound.get(name, ())))
-    return tuple(name for name in asked if _HUB.fullmatch(name))
+                named.append((node.args[0].id, revision))
+            asked |= dict.fromkeys((name, revision) for name in _constants(node.args[0]))
+    for variable, revision in named:
+        asked |= dict.fromkeys((name, revision) for name in sorted(bound.get(variable, ())))
+    # One repository is fetched at one revision: the first that is asked for.
+    first: dict[str, str | None] = {}
+    for name, revision in asked:
+        first.setdefault(name, revision)
+    return tuple((name, found) for name, found in first.items() if _HUB.fullmatch(name))
 
 
 def _called(function: ast.expr) -> str:
