@@ -9,6 +9,7 @@ import secrets
 import shutil
 import subprocess
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -716,6 +717,65 @@ def _piece(handler: Handler, start: int, whole: int, piece: bytes) -> None:
     handler.end_headers()
     handler.wfile.write(piece)
     handler.answered = True
+
+
+def test_another_warm_goes_on_where_the_first_gave_up(case: Case) -> None:
+    """What came is kept, hashed again, and not asked for twice."""
+    commit = case.hub.repo("org/tiny", "kernel").push({"a": b"first", "b": BIG})
+    path = f"/kernels/org/tiny/resolve/{commit}/"
+
+    def hang_up(handler: Handler) -> None:
+        start = 0 if handler.headers.get("Range") is None else len(BIG) // 2
+        _piece(handler, start, len(BIG), b"" if start else BIG[: len(BIG) // 2])
+
+    case.hub.instead[f"{path}b"] = hang_up
+    with pytest.raises(EnvironmentFault, match="broke off") as told:
+        case.one(entry())
+    assert "goes on" in (told.value.hint or "")
+    # Somebody changes what the first attempt left.
+    (kept,) = (p for p in partial(case) if p.name == git_blob(b"first"))
+    kept.write_bytes(b"FIRST")
+    del case.hub.instead[f"{path}b"]
+    case.hub.asked.clear()
+    found = case.one(entry())
+    assert files_of(found)[f"snapshots/{commit}/a"] == b"first"
+    assert files_of(found)[f"snapshots/{commit}/b"] == BIG
+    ranges = {path: headers.get("range") for _, path, headers in case.hub.asked}
+    assert ranges[f"{path}b"] == f"bytes={len(BIG) // 2}-"
+    assert partial(case) == []
+
+
+def test_a_download_that_never_ends_is_left(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte now and then holds nobody for ever."""
+    monkeypatch.setattr(transfer, "PATIENCE", 0.2)
+
+    def trickle(handler: Handler) -> None:
+        handler.answered = True
+        handler.send_response(200)
+        handler.send_header("Content-Length", "1000000")
+        handler.end_headers()
+        with contextlib.suppress(OSError):
+            while True:
+                handler.wfile.write(b"x")
+                time.sleep(0.02)
+
+    case.hub.instead["/file.bin"] = trickle
+    with pytest.raises(EnvironmentFault, match="that is no download"):
+        case.one(url_entry(case, b"good"))
+    case.hub.repo("org/tiny", "kernel").push(KERNEL)
+    case.hub.instead["/api/kernels/org/tiny/revision/main"] = trickle
+    with pytest.raises(EnvironmentFault, match="that is no download"):
+        case.one(entry())
+
+
+def test_a_repository_is_bounded(case: Case) -> None:
+    """Git gets no more room for one file than the policy gives."""
+    tools = Repo.create(private(case.root / "tools"))
+    commit = tools.commit({"big": secrets.token_bytes(1 << 20)})
+    text = f'[[fetch]]\nkind = "git"\nurl = "file://{tools.path}"\ncommit = "{commit}"\n'
+    with pytest.raises(EnvironmentFault, match="fetching file://"):
+        case.one(text + 'limit = "100KiB"\n')
+    assert case.one(text + 'limit = "2MiB"\n').record.files == 1
 
 
 def test_a_file_that_changed_while_it_was_resumed_is_fetched_anew(case: Case) -> None:

@@ -308,6 +308,7 @@ class _PlacedFetch(_Fetch):
     target: str | None = Field(
         default=None, description="path in the container; ~ is its HOME; else /data/NAME"
     )
+    limit: Size = Field(default=64 << 30, description="bytes of the largest file that may come")
 
 
 class UrlFetch(_PlacedFetch):
@@ -315,7 +316,6 @@ class UrlFetch(_PlacedFetch):
 
     kind: Literal["url"] = Field(description="url")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="of the file, hexadecimal")
-    limit: Size = Field(default=64 << 30, description="bytes that the file may have at most")
 
     @field_validator("url")
     @classmethod

@@ -113,12 +113,11 @@ class Hub:
         """
         blobs.mkdir(exist_ok=True)
         for file in files:
-            done = blobs / file.blob
-            if done.exists():
-                task.advance(file.size)
-                continue
             task.describe(file.path)
-            draft = blobs / f"{file.blob}.part"
+            done, draft = blobs / file.blob, blobs / f"{file.blob}.part"
+            if done.exists():
+                # Of an earlier attempt, or of a file with the same content: hashed again.
+                done.replace(draft)
             if draft.exists():
                 task.advance(draft.stat().st_size)
             kept_by_lfs = len(file.blob) == _SHA256

@@ -5,6 +5,7 @@ Rules that this module keeps:
 - Git is called scrubbed: no configuration, credential, ``netrc`` or hook of the caller's has a
   part in it, and only the address's own protocol is allowed, also after a redirect.
 - What git fetched is a claim: commit, trees and blobs are hashed again before a file is written.
+- What comes is bounded, like every download.
 - A token is given in the environment of the one call that needs it, never on a command line.
 """
 
@@ -34,6 +35,10 @@ _HINT = (
     "token under [[fetch]]."
 )
 _SHA1 = 40
+#: Git has no bound for what it fetches: its pack is one file, and the kernel bounds that.
+_BOUNDED = 'ulimit -f "$0" && exec git "$@"'
+#: Bytes of one unit of ``ulimit -f`` (POSIX, Shell and Utilities).
+_BLOCK = 512
 
 
 def fetch(entry: GitFetch, token: str | None, scratch: Path, into: Path, task: Task) -> None:
@@ -53,7 +58,7 @@ def fetch(entry: GitFetch, token: str | None, scratch: Path, into: Path, task: T
 
     def call(*arguments: str) -> None:
         tool.run_tool(
-            ["git", "--no-pager", *arguments],
+            ["sh", "-c", _BOUNDED, str(-(-entry.limit // _BLOCK)), "--no-pager", *arguments],
             task=task,
             what=f"fetching {shown(entry.url)}",
             env=environment,
@@ -92,6 +97,7 @@ def _environment(entry: GitFetch, token: str | None, scratch: Path) -> Mapping[s
         "credential.helper": "",
         "gc.auto": "0",
         "fetch.fsckObjects": "true",
+        "fetch.unpackLimit": "1",
     }
     if token is not None:
         parts = urlsplit(entry.url)

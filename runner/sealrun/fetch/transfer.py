@@ -25,7 +25,7 @@ from urllib.parse import urljoin, urlsplit
 from sealrun.errors import EnvironmentFault, SealRefused, StorageFault
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     import urllib3
@@ -41,6 +41,8 @@ MOST_REDIRECTS = 8
 MOST_STALLS, MOST_BREAKS = 4, 100
 #: Seconds to connect, and between two pieces of a body.
 _CONNECT, _READ = 20.0, 60.0
+#: Bytes that have to come in so many seconds.
+LEAST, PATIENCE = 1 << 20, 300.0
 #: Statuses of trouble that passes (RFC 9110, RFC 6585).
 _PASSING = (429, 500, 502, 503, 504)
 _OK, _PARTIAL, _NOT_SATISFIABLE = 200, 206, 416
@@ -118,7 +120,11 @@ class Server:
 
         response, _ = self._open(url, {"Accept": "application/json"})
         try:
-            content = response.read(LARGEST_ANSWER + 1)
+            content = b""
+            for piece in _pieces(response, url):
+                content += piece
+                if len(content) > LARGEST_ANSWER:
+                    break
         except HTTPError as error:
             raise _unreachable(url, error) from error
         finally:
@@ -220,7 +226,7 @@ class Server:
                 _cut(into, start, task)
                 if start:
                     raise _Broken("the server resumed elsewhere")
-            _append(response.stream(_CHUNK), into, start, expected, task, what)
+            _append(_pieces(response, reached), into, start, expected, task, what)
         except HTTPError as error:
             raise _Broken(type(error).__name__) from error
         finally:
@@ -260,6 +266,26 @@ class Server:
             response.close()
             url = _redirected(url, response.headers.get("location", ""))
         raise EnvironmentFault(f"{shown(asked)} redirects more than {MOST_REDIRECTS} times")
+
+
+def _pieces(response: urllib3.BaseHTTPResponse, url: str) -> Iterator[bytes]:
+    """Yield a body as it comes.
+
+    Raises:
+        EnvironmentFault: it comes so slowly that it never ends.
+    """
+    since, came = time.monotonic(), 0
+    while piece := response.read1(_CHUNK):
+        yield piece
+        came += len(piece)
+        now = time.monotonic()
+        if now - since > PATIENCE:
+            if came < LEAST:
+                raise EnvironmentFault(
+                    f"{shown(url)} sends {came} bytes in {PATIENCE:.0f} s: that is no download",
+                    hint="Try sealrun warm again later: what came is kept.",
+                )
+            since, came = now, 0
 
 
 def _redirected(url: str, location: str) -> str:
@@ -307,7 +333,7 @@ def _cut(into: Path, size: int, task: Task) -> None:
 
 
 def _append(
-    chunks: Any,  # noqa: ANN401 - a generator of bytes
+    chunks: Iterator[bytes],
     into: Path,
     have: int,
     expected: Expected,
