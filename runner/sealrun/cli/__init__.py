@@ -40,6 +40,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
     "warm": {},
     "ps": {},
     "logs": {},
+    "outputs": {},
     "cancel": {},
     "log": {},
     "show": {},

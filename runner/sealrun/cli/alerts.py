@@ -406,8 +406,6 @@ def _show(here: Here, name: str, *, json: bool) -> Status:
     if len(found.runs) > 1:
         screen.data(f"      seen in {len(found.runs)} runs, first in {visible(found.runs[0])}")
     screen.data(f"state {visible(_state(found))}")
-    if alert.cure:
-        screen.data(f"cure  {visible(alert.cure)}")
     screen.data("")
     for line in mutation(found.alert):
         screen.data(line)

@@ -203,6 +203,8 @@ def _code(record: RunRecord) -> Iterator[str]:
             ("branch", opened.ref or "none: HEAD was detached"),
             ("workspace", opened.workspace),
             ("kept by", record.pin),
+            ("repeats", opened.reproduces),
+            ("compared", record.reproduced and record.reproduced.likeness),
         )
     )
 
@@ -277,6 +279,7 @@ def mutation(recorded: Recorded[Alert]) -> Iterator[str]:
         ("before", alert.before),
         ("after", alert.after),
         ("evidence", alert.evidence),
+        ("cure", alert.cure),
     ]
     yield from (f"{_INDENT}{line}" for line in _pairs(details))
     if alert.diff:

@@ -1,0 +1,196 @@
+"""``sealrun outputs``: the files that a run left, listed or copied.
+
+Rules that this module keeps:
+
+- What a run left is hostile: no link is followed, nothing but regular files is copied, and no name
+  leads out of the directory asked for.
+- Copied bytes are compared with the record where it holds their hash; a difference is said and is a
+  failure, and the copy stays, because somebody may need it to find out.
+- Nothing is ever overwritten.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sealrun.cli import console
+from sealrun.cli.reading import no_such_run, open_here, size, visible
+from sealrun.errors import Status, StorageFault, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from sealrun.ledger import RunRecord
+
+_CHUNK = 1 << 20
+#: Permissions that a copy may have: no set-user-id, nothing for others to write.
+_MODE = 0o755
+
+
+@dataclass(frozen=True)
+class Output:
+    """One file that a run left.
+
+    Attributes:
+        path: below the run's outputs: ``workdir/…`` or ``out/…``; bytes, as the run named it.
+        problem: why it is not copied, or how it differs from the record; None where all is well.
+    """
+
+    path: bytes
+    size: int
+    problem: str | None = None
+
+
+def command(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's id or its beginning.")],
+    directory: Annotated[
+        Path | None,
+        typer.Argument(metavar="[DIR]", help="Copy them here: a new or an empty directory."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print a JSON document.")] = False,
+) -> Status:
+    """List the files that a run left, or copy them to a directory.
+
+    Links and special files are listed and never copied. Exits with 121 where a file is not what the
+    record says.
+
+    Example:  sealrun outputs 01K9ZQ4M ~/night/best
+    """
+    with open_here() as here:
+        if here.ledger is None:
+            raise no_such_run(run)
+        record = here.ledger.run(here.ledger.resolve(run))
+    root = _root(record)
+    recorded = {
+        one.path: one.sha256 for one in (record.ended.outputs if record.ended else ()) if one.sha256
+    }
+    if directory is not None:
+        directory = _made(directory)
+    found: list[Output] = []
+    if root is not None:
+        top = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with contextlib.closing(_Descriptor(top)):
+            found = list(_each(top, b"", directory, recorded))
+    _show(record.run, found, directory, json=json)
+    return Status.REFUSED if any(_differs(one) for one in found) else Status.OK
+
+
+class _Descriptor:
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def close(self) -> None:
+        os.close(self.number)
+
+
+def _root(record: RunRecord) -> Path | None:
+    path = record.ended.outputs_path if record.ended else None
+    if path is None:
+        return None
+    if not Path(path).is_dir():
+        raise StorageFault(
+            f"the outputs of run {record.run} are gone: {visible(path)}",
+            hint="Restore them from a backup or a mirror, or run it again: sealrun reproduce.",
+        )
+    return Path(path)
+
+
+def _made(directory: Path) -> Path:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if any(directory.iterdir()):
+            raise UsageError(
+                f"{directory} is not empty", hint="Name a new directory: nothing is overwritten."
+            )
+    except OSError as error:
+        raise StorageFault(f"cannot make {directory}: {error.strerror}") from error
+    return directory.resolve()
+
+
+def _each(
+    top: int, below: bytes, into: Path | None, recorded: Mapping[str, str]
+) -> Iterator[Output]:
+    with os.scandir(top) as listing:
+        names = sorted(os.fsencode(entry.name) for entry in listing)
+    for name in names:
+        path = below + b"/" + name if below else name
+        status = os.stat(name, dir_fd=top, follow_symlinks=False)
+        if stat.S_ISDIR(status.st_mode):
+            inner = os.open(
+                name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top
+            )
+            with contextlib.closing(_Descriptor(inner)):
+                yield from _each(inner, path, into, recorded)
+        elif stat.S_ISREG(status.st_mode):
+            yield _one(top, name, path, into, recorded)
+        else:
+            kind = "a link" if stat.S_ISLNK(status.st_mode) else "no regular file"
+            yield Output(path, status.st_size, f"{kind}, not copied")
+
+
+def _one(
+    top: int, name: bytes, path: bytes, into: Path | None, recorded: Mapping[str, str]
+) -> Output:
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    digest, copied = hashlib.sha256(), 0
+    try:
+        with os.fdopen(os.open(name, flags, dir_fd=top), "rb") as source:
+            status = os.fstat(source.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                return Output(path, status.st_size, "no regular file, not copied")
+            if into is None:
+                return Output(path, status.st_size)
+            target = into / os.fsdecode(path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with target.open("xb") as copy:
+                while chunk := source.read(_CHUNK):
+                    digest.update(chunk)
+                    copied += copy.write(chunk)
+            target.chmod(stat.S_IMODE(status.st_mode) & _MODE | stat.S_IRUSR | stat.S_IWUSR)
+    except OSError as error:
+        raise StorageFault(
+            f"cannot copy {visible(os.fsdecode(path))}: {error.strerror}",
+            hint="What was copied before it stays. Free space, or name another directory.",
+        ) from error
+    wanted = recorded.get(path.decode("utf-8", "surrogateescape"))
+    if wanted is not None and digest.hexdigest() != wanted:
+        return Output(path, copied, _DIFFERS)
+    return Output(path, copied)
+
+
+_DIFFERS = "not what the run left: its sha256 is another than on record"
+
+
+def _differs(output: Output) -> bool:
+    return output.problem == _DIFFERS
+
+
+def _show(run: str, found: list[Output], directory: Path | None, *, json: bool) -> None:
+    screen = console.current()
+    if json:
+        rows = [
+            {
+                "path": one.path.decode("utf-8", "backslashreplace"),
+                "size": one.size,
+                "problem": one.problem,
+            }
+            for one in found
+        ]
+        copied = None if directory is None else str(directory)
+        screen.json({"run": run, "directory": copied, "outputs": rows})
+        return
+    for one in found:
+        problem = f"  ({one.problem})" if one.problem else ""
+        screen.data(f"{size(one.size):>12}  {visible(os.fsdecode(one.path))}{problem}")
+    if directory is not None:
+        screen.say(f"{sum(one.problem is None for one in found)} files copied to {directory}")
+    elif not found:
+        screen.say(f"run {run} left no files")
