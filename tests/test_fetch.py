@@ -16,10 +16,18 @@ import pytest
 
 from _base import no_tree
 from _cli import Cli
+from _disk import small_disk
 from _git import Repo
 from _hub import Hub, git_blob, serving
 from _offline import run_offline
-from sealrun.errors import ColdStart, EnvironmentFault, PolicyError, Refused, SealRefused
+from sealrun.errors import (
+    ColdStart,
+    EnvironmentFault,
+    PolicyError,
+    Refused,
+    SealRefused,
+    StorageFault,
+)
 from sealrun.fetch import prepare as fetches
 from sealrun.fetch import transfer
 from sealrun.fetch.wanted import hub_cache, pin_line
@@ -435,6 +443,36 @@ def test_real_clients_find_it_offline_in_the_sandbox(case: Case, tmp_path: Path)
     assert "here: hub kernel org/tiny@v1" in again.stderr
 
 
+@pytest.mark.engine
+def test_a_killed_warm_goes_on(case: Case, repo: Repo) -> None:
+    """SIGKILL in the middle of a download leaves nothing that holds up or misleads the next."""
+    commit = case.hub.repo("org/tiny", "kernel").push({"big": BIG})
+    path = f"/kernels/org/tiny/resolve/{commit}/big"
+    half, over = len(BIG) // 2, threading.Event()
+
+    def hold(handler: Handler) -> None:
+        _piece(handler, 0, len(BIG), BIG[:half])
+        over.wait(60)
+
+    case.hub.instead[path] = hold
+    repo.commit({"sealrun.toml": entry()})
+    cli = Cli(repo.path, case.root / "home", {"HF_ENDPOINT": case.hub.url}).with_base()
+    process = cli.start("warm")
+    while sum(p.stat().st_size for p in partial(case)) < half:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    over.set()
+    del case.hub.instead[path]
+    (made,) = cli.json("warm")["fetched"]
+    assert (made["made"], made["size"]) == (True, len(BIG))
+    last = [headers.get("range") for _, asked, headers in case.hub.asked if asked == path][-1]
+    assert last == f"bytes={half}-"
+    (found,) = cli.json("warm")["fetched"]
+    assert found == made | {"made": False}
+
+
 #: As much of torch as the client asks in order to choose a build; the real one weighs gigabytes.
 TORCH = """\
 import types
@@ -766,6 +804,21 @@ def test_a_download_that_never_ends_is_left(case: Case, monkeypatch: pytest.Monk
     case.hub.instead["/api/kernels/org/tiny/revision/main"] = trickle
     with pytest.raises(EnvironmentFault, match="that is no download"):
         case.one(entry())
+
+
+def test_a_full_disk_is_told_and_costs_nothing_that_came(case: Case) -> None:
+    """A listing says beforehand that there is no room; a file that does not fit goes on later."""
+    data = case.places.data
+    with small_disk(data, 2 << 20):
+        case.hub.repo("org/tiny", "kernel").push({"big": BIG})
+        with pytest.raises(EnvironmentFault, match="needs 3072000 bytes"):
+            case.one(entry())
+        case.hub.instead["/file.bin"] = lambda _: (200, {}, BIG)
+        with pytest.raises(StorageFault, match=r"file\.bin cannot be written"):
+            case.one(url_entry(case, BIG))
+        assert sum(path.stat().st_size for path in partial(case)) > 1 << 20
+        subprocess.run(["mount", "-o", "remount,size=16m", data], check=True)
+        assert case.one(url_entry(case, BIG)).record.size == len(BIG)
 
 
 def test_a_repository_is_bounded(case: Case) -> None:
