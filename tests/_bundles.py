@@ -17,10 +17,12 @@ from _signed import sha256
 from sealrun.image import tar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 _BLOBS = "blobs/sha256/"
+#: What does not belong in any place of a document.
+WRONG: list[Any] = [None, 1, -1, True, "x", "", [], {}, [[]], {"a": {}}, 1e308, "9" * 5000]
 
 
 @dataclass
@@ -102,9 +104,28 @@ class Parts:
             *((name.encode(), content) for name, content in self.rest.items()),
         ]
 
+    def members_as_they_are(self) -> list[tuple[bytes, bytes]]:
+        """Return the index beside contents that it may not name any more."""
+        front = json.dumps(self.index, sort_keys=True, separators=(",", ":")).encode()
+        named = [(f"{_BLOBS}{digest}".encode(), content) for digest, content in self.blobs.items()]
+        rest = [(name.encode(), content) for name, content in self.rest.items()]
+        return [(b"bundle.json", front), *named, *rest]
+
     def write(self, file: Path) -> None:
         """Write it as a bundle."""
         file.write_bytes(packed(self.members()))
+
+
+def spots_of(value: object, way: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the way to each place in a document."""
+    items: list[tuple[Any, object]] = []
+    if isinstance(value, dict):
+        items = list(value.items())
+    elif isinstance(value, list):
+        items = list(enumerate(value))
+    for step, inner in items:
+        yield (*way, step)
+        yield from spots_of(inner, (*way, step))
 
 
 def packed(

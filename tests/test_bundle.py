@@ -10,11 +10,12 @@ import shutil
 import subprocess
 import tarfile
 from dataclasses import dataclass
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from _bundles import Parts, checksummed, packed
+from _bundles import WRONG, Parts, checksummed, packed, spots_of
 from _cli import Cli
 from _git import Repo
 from _sandbox import client
@@ -273,6 +274,38 @@ def test_a_file_that_is_no_bundle_of_ours_is_refused(
     file = tmp_path / "bad"
     file.write_bytes(tamper(Parts.of(made.full)))
     assert words in refusal(made, file, tmp_path / "unpacked")
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_every_byte_of_a_bundle_counts(made: Made, tmp_path: Path, seed: int) -> None:
+    """Whichever bit is another one, it is refused as such: no other end, no unnoticed byte."""
+    random = Random(seed)  # noqa: S311 - it decides what a test tries
+    raw = gzip.decompress(made.full.read_bytes())
+    for _ in range(12):
+        at = random.randrange(len(raw))
+        bit = 1 << random.randrange(8)
+        changed = raw[:at] + bytes([raw[at] ^ bit]) + raw[at + 1 :]
+        (tmp_path / "bad").write_bytes(changed)
+        assert refusal(made, tmp_path / "bad", tmp_path / "unpacked")
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_no_index_ends_in_anything_but_a_refusal(made: Made, tmp_path: Path, seed: int) -> None:
+    """Any value in any place of the index."""
+    random = Random(seed)  # noqa: S311 - it decides what a test tries
+    spots = list(spots_of(Parts.of(made.full).index))
+    for _ in range(12):
+        parts = Parts.of(made.full)
+        *way, last = random.choice(spots)
+        inner: Any = parts.index
+        for step in way:
+            inner = inner[step]
+        wrong = random.choice(WRONG)
+        if inner[last] == wrong:
+            continue
+        inner[last] = wrong
+        (tmp_path / "bad").write_bytes(packed(parts.members_as_they_are()))
+        assert refusal(made, tmp_path / "bad", tmp_path / "unpacked")
 
 
 # -- the index -------------------------------------------------------------------------------------
@@ -846,7 +879,8 @@ def test_the_commands_carry_a_run_from_one_home_to_another(made: Made, tmp_path:
         "outputs": "holds",
     }
     other("bundle", "verify", str(tmp_path / "none"), status=125)
-    other("bundle", "export", made.run, "-o", str(file), status=2)
+    other("bundle", "export", made.run, "-o", str(tmp_path / "new"), status=2)
+    assert "there already" in maker("bundle", "export", made.run, "-o", str(file), status=2).stderr
 
 
 TRAIN = """\
@@ -879,6 +913,7 @@ def test_a_discarded_run_is_reproduced_on_another_machine(
     repo.commit({"train.py": TRAIN, "sealrun.toml": policy}, "an idea that was discarded")
     first, _ = maker.run("python3", "train.py")
     maker("key", "sign", first["run"])
+    assert maker.json("verify-run", first["run"])["holds"]
     repo.git("reset", "-q", "--hard", origin)
     file = tmp_path / "night.sealrun"
     maker("bundle", "export", first["run"], "-o", str(file), "--full")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from sealrun.data import HashCache, changes, target_of
+from sealrun.data import HashCache, changes, sha256_of, target_of
 from sealrun.errors import Refused
 from sealrun.policy import DataPolicy
 from sealrun.progress import Silent
@@ -33,6 +33,18 @@ def test_hashes_are_reused_while_nothing_changed(tmp_path: Path) -> None:
     os.utime(data / "a", ns=(before.st_atime_ns, before.st_mtime_ns))
     (third,) = cache.manifest([_policy(data)], tmp_path, Silent())
     assert (third.hashed, third.digest != first.digest) == (1, True)
+
+
+def test_only_a_regular_file_has_a_digest(tmp_path: Path) -> None:
+    """A directory, a link, a pipe and what is not there have none, and nothing waits or leaks."""
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "link").symlink_to("file")
+    os.mkfifo(tmp_path / "pipe")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for name in (".", "link", "pipe", "gone"):
+        assert sha256_of(tmp_path / name) is None
+    assert sha256_of(tmp_path / "file") is not None
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_changes_are_told_by_content(tmp_path: Path) -> None:

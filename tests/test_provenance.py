@@ -9,6 +9,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,6 +20,7 @@ from in_toto_attestation.v1.statement_pb2 import Statement as TheirMessage
 from securesystemslib.dsse import Envelope
 from securesystemslib.signer import SSlibKey
 
+from _bundles import WRONG, spots_of
 from _cli import Cli
 from _signed import LOCK, LOG, MODEL, ODD, Site, sha256
 from sealrun.errors import UsageError
@@ -388,6 +390,46 @@ def test_a_cut_ledger_is_found_against_the_statement(site: Site) -> None:
     assert "ends with event 4" in failed["chain"]
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_no_statement_ends_in_anything_but_an_answer(site: Site, seed: int) -> None:
+    """Any value in any place, signed by a trusted key: each is told as a failed check."""
+    run = signed_run(site)
+    document = payload_of(site, run)
+    random = Random(seed)  # noqa: S311 - it decides what a test tries
+    spots = list(spots_of(document))
+    for _ in range(12):
+        changed = json.loads(json.dumps(document))
+        *way, last = random.choice(spots)
+        inner = changed
+        for step in way:
+            inner = inner[step]
+        wrong = random.choice(WRONG)
+        if type(inner[last]) is type(wrong) and inner[last] == wrong:
+            continue
+        inner[last] = wrong
+        lie = json.dumps(changed, sort_keys=True, separators=(",", ":")).encode()
+        found = verified(site, run, envelope.seal(lie, Keys.of(site.places).signer()))
+        assert not found.holds, (way, last, wrong)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"{}",
+        b'{"payload": "", "payloadType": 1, "signatures": []}',
+        b'{"payload": "", "payloadType": "x", "signatures": [{"keyid": 1, "sig": ""}]}',
+        b'{"payload": "", "payloadType": "x", "signatures": [{"keyid": [], "sig": ""}]}',
+        b'{"payload": "", "payloadType": "x", "signatures": [1]}',
+        b'{"payload": 7, "payloadType": "x", "signatures": {}}',
+        b'{"payload": "", "payloadType": "application/vnd.in-toto+json", "signatures": []}',
+    ],
+)
+def test_no_envelope_ends_in_anything_but_an_answer(content: bytes) -> None:
+    """What is no envelope, or nobody's, fails its first check."""
+    (check,) = verify(content, [], None, None).checks
+    assert check.result is Result.FAILS
+
+
 # -- keys ------------------------------------------------------------------------------------------
 
 
@@ -539,6 +581,7 @@ def test_earlier_runs_are_signed_on_demand_and_say_so(cli: Cli, site: Site) -> N
     assert cli.json("verify-run", run)["holds"]
     shown = cli.json("show", run)["run"]["signed"]
     assert shown["late"] is True
+    assert "was signed already" in cli("key", "sign", run).stdout
     (site.directory(run) / FILE).unlink()
     assert "is gone" in cli("verify-run", run, status=2).stderr
 

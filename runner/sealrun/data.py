@@ -244,13 +244,16 @@ def sha256_of(file: Path) -> str | None:
         handle = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return None
-    with os.fdopen(handle, "rb", buffering=0) as stream:
+    try:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             return None
-        try:
+        # A directory's descriptor cannot even be wrapped: the look at its kind comes first.
+        with os.fdopen(handle, "rb", buffering=0, closefd=False) as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
-        except OSError:
-            return None
+    except OSError:
+        return None
+    finally:
+        os.close(handle)
 
 
 def changes(dataset: Dataset) -> tuple[str, ...]:

@@ -116,6 +116,8 @@ def sign(
 ) -> Status:
     """Sign earlier runs as they are on record now; the statement says that it came late.
 
+    A run whose signed statement is still there is left as it is.
+
     Example:  sealrun key sign 01KAJ3
     """
     from sealrun.git import Repository
@@ -123,22 +125,26 @@ def sign(
     from sealrun.leftovers import identify, writable_ledger
     from sealrun.provenance import sign_run
     from sealrun.provenance.faults import KeyFault
+    from sealrun.provenance.signing import is_signed
     from sealrun.state import Places
 
     repository, places = Repository.here(), Places.of_user()
     screen = console.current()
-    done: list[str] = []
+    done: dict[str, str] = {}
     with writable_ledger(repository, places, identify(repository)) as ledger:
         for run in [ledger.resolve(one) for one in runs]:
+            if is_signed(ledger.run(run), places.run(ledger.repository, run)):
+                done[run] = "was signed already"
+                continue
             if sign_run(run, ledger, repository, places, late=True) is None:
                 raise KeyFault("there is no key", hint="sealrun key create makes one.")
-            done.append(run)
+            done[run] = "signed"
         documents = [document(ledger.run(run)) for run in done]
     if json:
         screen.json({"runs": [{"run": one["run"], "signed": one["signed"]} for one in documents]})
     else:
-        for run in done:
-            screen.data(f"{run}  signed")
+        for run, words in done.items():
+            screen.data(f"{run}  {words}")
     return Status.OK
 
 

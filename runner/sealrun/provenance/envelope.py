@@ -138,13 +138,15 @@ def _parse(content: bytes) -> Dsse:
 
     try:
         fields: Any = load(content.decode("utf-8"))
-        if len(fields["signatures"]) > _SIGNATURES or not isinstance(fields["payloadType"], str):
-            raise BadEnvelope("the envelope is malformed")
-        return Envelope.from_dict(fields)
+        envelope = Envelope.from_dict(fields)
     except (Misfit, ValueError, KeyError, TypeError, AttributeError, FormatError) as error:
         raise BadEnvelope(
             f"this is no envelope with a statement: {type(error).__name__}"
         ) from error
+    texts: list[object] = [envelope.payload_type, *envelope.signatures]
+    if len(texts) > _SIGNATURES or not all(isinstance(text, str) for text in texts):
+        raise BadEnvelope("this is no envelope with a statement: it is malformed")
+    return envelope
 
 
 def _statement(payload: bytes) -> dict[str, Json]:
@@ -153,10 +155,11 @@ def _statement(payload: bytes) -> dict[str, Json]:
         document = load(payload.decode("utf-8"))
         kinds = document["_type"], document["predicateType"]
         extension = cast("Any", document)["predicate"][EXTENSION]
-        version, _, _ = extension["format"], extension["run"] + "", extension["ledger"]["head"] + ""
+        version, ledger = extension["format"], extension["ledger"]
+        _ = [extension["run"] + "", ledger["head"] + "", ledger["digest"] + "", extension["late"]]
         subjects = cast("Any", document)["subject"]
         _ = [(one["name"] + "", one["digest"]["sha256"] + "") for one in subjects]
-        if not isinstance(extension["ledger"]["seq"], int):
+        if type(ledger["seq"]) is not int:
             raise BadEnvelope("the statement does not say where the ledger stood")
     except (Misfit, ValueError, KeyError, TypeError) as error:
         raise BadEnvelope("what was signed is no statement about a run") from error

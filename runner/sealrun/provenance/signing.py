@@ -91,6 +91,12 @@ def sign_run(
     return signed
 
 
+def is_signed(record: RunRecord, directory: Path) -> bool:
+    """Tell whether the statement that was signed about a run is still there."""
+    signed = record.signed
+    return signed is not None and sha256_of(directory / FILE) == signed.envelope
+
+
 def left_by(
     events: Sequence[Recorded[Event]], directory: Path, repository: Repository
 ) -> statements.Left:

@@ -95,7 +95,7 @@ def names(index: Index) -> list[tuple[bytes, bytes]]:
 def write(
     file: Path, index: Index, read: Callable[[Content], Iterator[bytes]], *, level: int
 ) -> int:
-    """Write a bundle, in the place of an earlier one; return its size.
+    """Write a bundle; return its size.
 
     Args:
         file: where.

@@ -121,14 +121,16 @@ def export(
         runs: their ids.
         ledger: that they are on record in.
         stored: where they are kept.
-        file: of the bundle; what stands there is replaced.
+        file: of the bundle; nothing may stand there.
         full: with the layers of base and environment, so that it can be run again anywhere.
         progress: told while layers are made.
 
     Raises:
-        UsageError: one has not ended, or its commit has submodules.
+        UsageError: one has not ended, its commit has submodules, or the file exists.
         SealrunError: something that belongs in it is missing or damaged.
     """
+    if os.path.lexists(file):
+        raise UsageError(f"{file} is there already", hint="Give another name with -o.")
     wanted = list(dict.fromkeys(runs))
     gathered = _Gathered(stored, full, progress or Silent())
     of_run: dict[str, list[Link]] = {run: [] for run in wanted}

@@ -100,7 +100,7 @@ def _recorded(link: Link, run: str) -> Recorded[Event]:
         document = load(link.payload)
         event = replace(from_document(kind, document), run=link.run)
         truncated = cut_of(document)
-    except (Misfit, KeyError) as error:
+    except (Misfit, KeyError, RecursionError) as error:
         raise BadBundle(
             f"run {run}: event {link.seq} cannot be read: {error}",
             hint="Use the newer sealrun that made it.",
