@@ -20,10 +20,12 @@ from _cli import Cli
 from _git import Repo
 from _sandbox import client
 from _signed import BASE, LOG, MODEL, ODD, WHEELS, Site, sha256
+from sealrun.engine import private as private_engine
 from sealrun.errors import SealrunError, UsageError
 from sealrun.image import tar
 from sealrun.ledger import Imported
 from sealrun.ledger.chain import Link, link_hash
+from sealrun.progress import Silent
 from sealrun.provenance import envelope, sign_run
 from sealrun.provenance.bundle import container, imported
 from sealrun.provenance.bundle.checking import checked
@@ -938,6 +940,38 @@ def test_a_discarded_run_is_reproduced_on_another_machine(
     assert again["image_id"] == image
     assert again["metric"] == 0.75
     shutil.rmtree(data)
+
+
+@pytest.mark.engine
+@pytest.mark.soak
+def test_a_second_engine_makes_the_same_image(maker: Cli, repo: Repo, tmp_path: Path) -> None:
+    """An engine of its own, whose store never saw an image: the same id, the same metric."""
+    repo.commit({"train.py": TRAIN}, "an idea")
+    first, _ = maker.run("python3", "train.py")
+    maker("key", "sign", first["run"])
+    file = tmp_path / "night.sealrun"
+    maker("bundle", "export", first["run"], "-o", str(file), "--full")
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "-q", repo.path, clone], check=True)
+    other = Cli(clone, tmp_path / "other-home")
+    pem = tmp_path / "maker.pem"
+    pem.write_text(maker("key", "show").stdout)
+    other("key", "import", str(pem), "--name", "maker")
+    other("bundle", "import", str(file))
+    second = private_engine.up(other.places, Silent())
+    try:
+        other.extra["DOCKER_HOST"] = f"unix://{second.socket}"
+        found = other.json("reproduce", first["run"])
+    finally:
+        other.stop_guard()
+        private_engine.down(other.places, purge=True)
+    image = maker.json("show", first["run"])["run"]["image_id"]
+    (again,) = found["repetitions"]
+    assert (again["image_id"], again["metric"]) == (image, 0.75)
+    assert found["likeness"] == "outputs-identical"
+    made_there = other.json("show", again["run"])["run"]
+    assert made_there["loading"]["way"] == "full"
+    assert made_there["engine"]["details"]["private"] is True
 
 
 @pytest.mark.engine
