@@ -444,6 +444,28 @@ def test_real_clients_find_it_offline_in_the_sandbox(case: Case, tmp_path: Path)
 
 
 @pytest.mark.engine
+def test_a_token_is_given_away_by_an_approved_policy_alone(case: Case, repo: Repo) -> None:
+    """Whoever can commit could name any variable and any server; nothing is sent, and it is told."""
+    case.hub.repo("org/tiny", "kernel").push(KERNEL)
+    named = {"token": "HUB_TOKEN"}
+    repo.commit({"train.py": "print('val_bpb: 1')\n"})
+    cli = Cli(
+        repo.path, case.root / "home", {"HF_ENDPOINT": case.hub.url, "HUB_TOKEN": "hf_secret"}
+    )
+    cli.with_base()
+    cli.run("python3", "train.py")
+    cli.stop_guard()
+    repo.commit({"sealrun.toml": entry(**named)})
+    done = cli("warm", status=121)
+    assert "is not the approved one" in done.stderr
+    assert "policy approve" not in done.stderr
+    assert case.hub.asked == []
+    repo.commit({"sealrun.toml": entry()})
+    cli("warm")
+    assert {headers.get("authorization") for _, _, headers in case.hub.asked} == {None}
+
+
+@pytest.mark.engine
 def test_a_killed_warm_goes_on(case: Case, repo: Repo) -> None:
     """SIGKILL in the middle of a download leaves nothing that holds up or misleads the next."""
     commit = case.hub.repo("org/tiny", "kernel").push({"big": BIG})

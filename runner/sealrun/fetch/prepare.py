@@ -67,21 +67,28 @@ def datasets(
 
 
 def prepare(
-    policy: Policy, tree: CommittedTree, places: Places, progress: Progress, *, make: bool
+    policy: Policy,
+    tree: CommittedTree,
+    places: Places,
+    progress: Progress,
+    *,
+    make: bool,
+    tokens: bool = True,
 ) -> tuple[Fetched, ...]:
     """Return every fetch that a policy asks for.
 
     Args:
         policy: the one that judges.
         make: whether what is missing may be fetched now.
+        tokens: whether a human stands behind the policy, so that it may give tokens away.
 
     Raises:
         ColdStart: something is missing or damaged and may not be fetched now.
-        Refused: a target is taken, or the variable of a token is not set.
+        Refused: a target is taken, or the variable of a token is not set or may not be used.
         SealRefused: a server serves other bytes than were named, listed or recorded.
         EnvironmentFault: it could not be fetched.
     """
-    return tuple(_each(policy, tree, places, progress, make=make))
+    return tuple(_each(policy, tree, places, progress, make=make, tokens=tokens))
 
 
 def again(target: str, digest: str, places: Places, progress: Progress) -> Dataset:
@@ -108,7 +115,13 @@ def again(target: str, digest: str, places: Places, progress: Progress) -> Datas
 
 
 def _each(
-    policy: Policy, tree: CommittedTree, places: Places, progress: Progress, *, make: bool
+    policy: Policy,
+    tree: CommittedTree,
+    places: Places,
+    progress: Progress,
+    *,
+    make: bool,
+    tokens: bool,
 ) -> Iterator[Fetched]:
     store = FetchStore(places) if policy.fetch else None
     for one in wanted(policy, tree):
@@ -129,7 +142,8 @@ def _each(
             if isinstance(again, Fetched):
                 yield again
                 continue
-            record = _Making(one, store, places, progress).make()
+            token = _token(one, may=tokens)
+            record = _Making(one, store, places, progress, token).make()
         dataset = _dataset(one.target, store.item(record), places, progress)
         if dataset.digest != record.digest:
             raise StorageFault(f"{one.label} changed on disk while it was fetched")
@@ -180,30 +194,45 @@ def _check_pin(one: Wanted, commit: str, digest: str) -> None:
         )
 
 
+def _token(one: Wanted, *, may: bool) -> str | None:
+    name = one.entry.token
+    if name is None:
+        return None
+    if not may:
+        raise Refused(
+            f"{one.label}: the policy of this commit names the variable {name} for a token, and is "
+            "not the approved one",
+            hint="Which server gets a token is decided by the person who owns this loop; sealrun "
+            "policy diff shows what this commit changes.",
+        )
+    value = os.environ.get(name, "").strip()
+    if not value.isascii() or not value.isprintable() or not value:
+        raise Refused(
+            f"{one.label}: the policy names the variable {name} for a token, and it is "
+            f"{'not a token' if value else 'not set'}",
+            hint=f"Set {name} where sealrun warm runs; it is used for this download alone.",
+        )
+    return value
+
+
 class _Making:
     """Fetches one entry."""
 
-    def __init__(self, one: Wanted, store: FetchStore, places: Places, progress: Progress) -> None:
+    def __init__(
+        self,
+        one: Wanted,
+        store: FetchStore,
+        places: Places,
+        progress: Progress,
+        token: str | None,
+    ) -> None:
         self.one = one
         self.store = store
         self.places = places
         self.progress = progress
+        self.token = token
         self.known = _find(one, store)
         self.scratch = store.scratch(one.key)
-        self.token = self._token()
-
-    def _token(self) -> str | None:
-        name = self.one.entry.token
-        if name is None:
-            return None
-        value = os.environ.get(name, "").strip()
-        if not value.isascii() or not value.isprintable() or not value:
-            raise Refused(
-                f"{self.one.label}: the policy names the variable {name} for a token, and it is "
-                f"{'not a token' if value else 'not set'}",
-                hint=f"Set {name} where sealrun warm runs; it is used for this download alone.",
-            )
-        return value
 
     def make(self) -> Record:
         """Fetch the item, check it, keep it."""
