@@ -309,6 +309,8 @@ def test_where_a_client_looks_follows_the_policys_variables(case: Case) -> None:
     covering = entry("gpt2", "model") + '[sandbox.variables]\nHF_HUB_CACHE = "/workspace"\n'
     with pytest.raises(Refused, match="target"):
         case.one(covering)
+    with pytest.raises(Refused, match="takes HF_HOME from the caller"):
+        case.one(entry("gpt2", "model") + '[sandbox]\npass_variables = ["HF_HOME", "X"]\n')
 
 
 def test_two_items_do_not_stand_at_one_place(case: Case) -> None:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 COMMIT = re.compile(r"[0-9a-f]{40}")
 _PIN = re.compile(r"(?P<commit>[0-9a-f]{40})(?: sha256:(?P<digest>[0-9a-f]{64}))?")
 _TABLE = "fetch"
+#: What decides where a hub's client looks, the strongest first.
+_PLACES = ("HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME")
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,12 @@ def wanted(policy: Policy, tree: CommittedTree) -> tuple[Wanted, ...]:
     """Read a policy's ``[[fetch]]`` together with the commit.
 
     Raises:
-        Refused: two entries would stand at one place.
+        Refused: two entries would stand at one place, or the caller decides where one stands.
         SealRefused: the pins in the commit cannot be used.
     """
     if not policy.fetch:
         return ()
+    _check_places(policy)
     bound = pins(tree)
     found = tuple(_one(entry, bound, policy.sandbox.variables) for entry in policy.fetch)
     seen: dict[str, str] = {}
@@ -94,6 +97,16 @@ def wanted(policy: Policy, tree: CommittedTree) -> tuple[Wanted, ...]:
             )
         seen[one.target] = one.label
     return found
+
+
+def _check_places(policy: Policy) -> None:
+    taken = [name for name in policy.sandbox.pass_variables if name in _PLACES]
+    if taken and any(isinstance(entry, HubFetch) for entry in policy.fetch):
+        raise Refused(
+            f"the policy takes {', '.join(taken)} from the caller, so that nobody knows where the "
+            "container's client will look for what is fetched",
+            hint="Write it with its value under [sandbox.variables] instead of pass_variables.",
+        )
 
 
 def _one(
