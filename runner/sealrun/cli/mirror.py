@@ -43,7 +43,6 @@ def status(
 
     _, destinations = config.read(configuration())
     screen = console.current()
-    # A ledger that is gone is a finding here, so it is not asked for by way of ``open_here`` alone.
     repository = Repository.here()
     with open_here() as here:
         memory = Memory(here.places)

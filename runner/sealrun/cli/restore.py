@@ -12,7 +12,7 @@ from sealrun.cli import console
 from sealrun.errors import Status, UsageError
 
 if TYPE_CHECKING:
-    from sealrun.mirror.restore import Restored
+    from sealrun.mirror.restore import Mirror, Restored
 
 #: Files that are named when they were left out.
 _NAMED = 10
@@ -59,7 +59,7 @@ def command(
     known = parse_anchor(anchor) if anchor is not None else None
     _, destinations = config.read(configuration())
     mirror = find(source, destinations, os.environ, repository.algorithm)
-    name = _line(mirror.names, line)
+    name = _line(mirror, line, repository.algorithm)
     screen = console.current()
     done = restore(mirror, name, repository, Places.of_user(), known, screen)
     if json:
@@ -83,7 +83,10 @@ def command(
     return Status.OK
 
 
-def _line(names: tuple[str, ...], wanted: str | None) -> str:
+def _line(mirror: Mirror, wanted: str | None, algorithm: str) -> str:
+    from sealrun.mirror.restore import describe
+
+    names = mirror.names
     if wanted is not None:
         found = [name for name in names if name == wanted or wanted in name.split("/")]
         if len(found) == 1:
@@ -96,7 +99,7 @@ def _line(names: tuple[str, ...], wanted: str | None) -> str:
         return names[0]
     if not names:
         raise UsageError("nothing is mirrored there")
-    listed = "".join(f"\n  {name}" for name in names)
+    listed = "".join(f"\n  {console.printable(one)}" for one in describe(mirror, algorithm))
     raise UsageError(
         f"the mirror holds {len(names)} lines, of several repositories or machines:{listed}",
         hint="Name one of them with --line.",

@@ -78,6 +78,9 @@ def _asked(places: Places, repository: Repository, repository_id: str, file: Pat
     memory.ask(Due(repository_id, os.fspath(repository.workspace), time.time()))
     if not memory.has_background():
         _start(memory.directory, file, _variables(named))
+    problem = memory.problem()
+    if problem is not None:
+        return f"the record is not mirrored: {problem}"
     return memory.trouble(repository_id, set(named))
 
 

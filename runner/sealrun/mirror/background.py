@@ -33,7 +33,7 @@ PATIENCE = 3600.0
 #: Seconds until the second try.
 FIRST = 2.0
 #: Seconds between two looks for new requests.
-LOOK = 0.5
+LOOK = 1.0
 
 
 def run(places: Places, file: Path, environment: Mapping[str, str]) -> None:
@@ -69,7 +69,7 @@ def _work(places: Places, memory: Memory, file: Path, environment: Mapping[str, 
         now = time.time()
         wakes = [now + LOOK]
         for due in waiting:
-            mirroring, destinations = _configuration(file)
+            mirroring, destinations = _configuration(memory, file)
             failures, again = tries.get(due, (0, due.at + mirroring.settle))
             # A clock that was put back must not keep a repository waiting.
             if now < again <= now + max(PATIENCE, mirroring.settle):
@@ -89,12 +89,16 @@ def _work(places: Places, memory: Memory, file: Path, environment: Mapping[str, 
     return given_up
 
 
-def _configuration(file: Path) -> tuple[config.Mirroring, tuple[config.Destination, ...]]:
+def _configuration(
+    memory: Memory, file: Path
+) -> tuple[config.Mirroring, tuple[config.Destination, ...]]:
     try:
-        return config.read(file)
-    except SealrunError:
-        # Whoever looks (status, doctor, the next run) reads it themselves and says so.
+        found = config.read(file)
+    except SealrunError as error:
+        memory.note(error.message)
         return config.Mirroring(), ()
+    memory.note(None)
+    return found
 
 
 def _is_whole(

@@ -264,7 +264,7 @@ def address(text: str) -> Address:
         return Address(text)
     front, colon, path = text.partition(":")
     # host:path, as ssh and git have it; a name that begins with a dash would be an option of ssh.
-    if colon and path and front and "/" not in front and not parts.netloc and front[0] != "-":
+    if colon and path and front and "/" not in front and "://" not in text and front[0] != "-":
         return Address(text)
     raise _no_url()
 

@@ -70,6 +70,9 @@ class DirectoryLine:
             raise Damaged(f"{folder}/{digest[:12]} is larger than {limit} bytes")
         return found
 
+    def close(self) -> None:
+        """Do nothing: no file stays open."""
+
     def unpack(self, repository: Path, packs: Sequence[tuple[int, Blob]]) -> None:
         """Bring the packs of segments into a bare repository of ours."""
         git = Git(repository)

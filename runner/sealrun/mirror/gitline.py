@@ -152,6 +152,7 @@ class GitLine:
         self.remote, self.name = remote, name
         self.git = remote.staging
         self.ref = LINE_REFS + name
+        self._reader: subprocess.Popen[bytes] | None = None
 
     def head(self) -> bytes | None:
         """Return the bytes of the head, after bringing what the remote has now."""
@@ -176,6 +177,7 @@ class GitLine:
 
     def write(self, change: Change) -> None:
         """Make a commit of the step, push the runs' refs, then the line."""
+        self.close()
         before = self._tip()
         try:
             commit = self._commit(change, before)
@@ -192,16 +194,37 @@ class GitLine:
         status, output, _ = self.git.attempt("rev-parse", "--verify", "--quiet", _LINE)
         return output.strip().decode("ascii") if status == 0 else None
 
+    def close(self) -> None:
+        """End the process that reads objects. Safe to repeat."""
+        if self._reader is not None:
+            with self._reader as process:
+                process.kill()
+            self._reader = None
+
     def _blob(self, name: str, limit: int, what: str) -> bytes:
-        status, output, _ = self.git.attempt("cat-file", "-s", name)
-        if status != 0 or not output.strip().isdigit():
+        if self._reader is None:
+            self._reader = self.git.popen("cat-file", "--batch")
+        requests, answers = self._reader.stdin, self._reader.stdout
+        assert requests is not None  # noqa: S101 - popen makes pipes
+        assert answers is not None  # noqa: S101 - likewise
+        try:
+            requests.write(f"{name}\n".encode())
+            requests.flush()
+            # "<oid> <type> <size>", or "<name> missing" (git-cat-file(1)).
+            kind, _, size = answers.readline().strip().rpartition(b" ")
+        except BrokenPipeError:
+            kind, size = b"", b""
+        if not kind.endswith(b" blob") or not size.isdigit():
+            self.close()
             raise Damaged(f"{what} is missing on {self.remote.access.url}")
-        if int(output) > limit:
+        if int(size) > limit:
+            self.close()
             raise Damaged(f"{what} is larger than {limit} bytes")
-        status, output, errors = self.git.attempt("cat-file", "blob", name)
-        if status != 0:
-            raise Damaged(f"{what} cannot be read: {errors.decode('utf-8', 'replace').strip()}")
-        return output
+        content = answers.read(int(size) + 1)[:-1]
+        if len(content) != int(size):
+            self.close()
+            raise Damaged(f"{what} cannot be read")
+        return content
 
     def _commit(self, change: Change, before: str | None) -> str:
         """Make the commit that the line's ref gets, without moving any ref of the remote."""

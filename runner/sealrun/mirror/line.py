@@ -97,6 +97,10 @@ class Readable(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Give back what reading needed. Safe to repeat."""
+        ...
+
     def unpack(self, repository: Path, packs: Sequence[tuple[int, Blob]]) -> None:
         """Bring the commits that this line carries into a bare repository of ours.
 

@@ -19,6 +19,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import stat
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -195,6 +196,23 @@ class Memory:
                 words.append(f"the record is not mirrored to {one.name}{tries}: {one.why}")
         return "; ".join(words) or None
 
+    def note(self, problem: str | None) -> None:
+        """Keep what is wrong with the configuration; None: nothing is.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        file = self.directory / "problem.json"
+        if problem is not None:
+            _replace(file, {"problem": problem})
+        else:
+            file.unlink(missing_ok=True)
+
+    def problem(self) -> str | None:
+        """Return what was wrong with the configuration when it was last read."""
+        found = _load(self.directory / "problem.json")
+        return str(found["problem"]) if isinstance(found, dict) and "problem" in found else None
+
     # -- locks -------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
@@ -235,6 +253,25 @@ class Memory:
     def _open(self, name: str) -> int:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         return os.open(self.directory / name, flags, 0o600)
+
+
+@contextlib.contextmanager
+def scratch(places: Places, name: str) -> Generator[Path]:
+    """Give an empty directory in the cache; what a killed process left there is removed first.
+
+    Args:
+        places: of the calling user.
+        name: of the directory; its lock is held by the caller.
+
+    Raises:
+        StorageFault: it cannot be made.
+    """
+    directory = places.cache / "mirror" / name
+    shutil.rmtree(directory, ignore_errors=True)
+    try:
+        yield private(directory)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _replace(file: Path, content: dict[str, Any]) -> None:

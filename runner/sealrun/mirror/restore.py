@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sealrun.errors import Fault, LedgerError, StorageFault, UsageError
+from sealrun.errors import Fault, LedgerError, SealrunError, StorageFault, UsageError
 from sealrun.git import RUN_REFS, GitFailed
 from sealrun.image.store import LayerStore
 from sealrun.ledger import open_ledger
@@ -40,11 +40,12 @@ from sealrun.mirror.collect import (
 )
 from sealrun.mirror.format import EVENTS, Damaged, Head, Segment, check_tree, first_of
 from sealrun.mirror.line import LAYERS, contents, folder_of, read_head, read_segment
+from sealrun.mirror.memory import Memory, scratch
 from sealrun.mirror.replay import replay
 from sealrun.state import ID_FILE, private, repository_id
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping, Sequence
+    from collections.abc import Generator, Iterator, Mapping, Sequence
 
     from sealrun.git import Repository
     from sealrun.ledger import Anchor, Ledger
@@ -173,6 +174,26 @@ def open_line(mirror: Mirror, name: str, staging: Path, algorithm: str) -> Reada
     return gitline.GitLine(gitline.Remote(mirror.access, git), name)
 
 
+def describe(mirror: Mirror, algorithm: str) -> Iterator[str]:
+    """Yield a line's name with what its head says, for a user who has to choose.
+
+    Args:
+        mirror: that holds the lines.
+        algorithm: of the clone's git objects.
+    """
+    for name in mirror.names:
+        with tempfile.TemporaryDirectory(prefix="sealrun-") as scratch:
+            try:
+                line = open_line(mirror, name, Path(scratch) / "git", algorithm)
+                with contextlib.closing(line):
+                    head = read_head(line, name)
+            except SealrunError as error:
+                yield f"{name}: {error.message}"
+                continue
+            if head is not None:
+                yield f"{name}: {head.seq} events until {head.written_at[:19]}, {head.host}"
+
+
 # -- reading and checking ------------------------------------------------------------------------------
 
 
@@ -278,9 +299,12 @@ def restore(
         Unreachable: nobody answers.
         StorageFault: something cannot be written.
     """
-    with tempfile.TemporaryDirectory(dir=private(places.cache / "mirror")) as scratch:
-        staging = Path(scratch) / "git"
-        line = open_line(mirror, name, staging, repository.algorithm)
+    wanted = name.partition("/")[0]
+    with Memory(places).mirroring(wanted), contextlib.ExitStack() as closing:
+        staging = closing.enter_context(scratch(places, f"restore-{wanted}")) / "git"
+        line = closing.enter_context(
+            contextlib.closing(open_line(mirror, name, staging, repository.algorithm))
+        )
         record = read(line, name, anchor)
         if record.head.algorithm != repository.algorithm:
             raise UsageError(
@@ -292,7 +316,9 @@ def restore(
         _check_commits(record, repository, staging)
         # Everything is read once before anything is put in place, so that a byte that was changed
         # in the last file refuses the first one too.
-        drafts = Path(tempfile.mkdtemp(prefix=".restore-", dir=state))
+        drafts = state / ".restore"
+        _remove(drafts)
+        private(drafts)
         try:
             _fetch_files(record, drafts, progress)
             ledger = replay(record.links, record.head.repository, drafts)

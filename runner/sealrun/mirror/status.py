@@ -8,6 +8,7 @@ Rules that this module keeps:
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -79,7 +80,8 @@ def look(
         try:
             with memory.mirroring(repository_id):
                 line = open_line(destination, name, places, repository, environment)
-                head = read_head(line, name)
+                with contextlib.closing(line):
+                    head = read_head(line, name)
         except Damaged as error:
             found.append(_bad(destination, Health.DAMAGED, before, error))
         except SealrunError as error:

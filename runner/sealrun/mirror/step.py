@@ -206,7 +206,8 @@ class _Writer:
                 )
                 made.append(one)
                 earlier += one.pins.values()
-                self.left_out += len(one.segment.left_out)
+                known = len(before.left_out) if before is not None and number == first else 0
+                self.left_out += len(one.segment.left_out) - known
                 segments.append(one.document)
             final = made[-1].segment.events[-1]
             self._write(

@@ -9,6 +9,7 @@ Rules that this module keeps:
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +21,8 @@ from sealrun.mirror import config
 from sealrun.mirror.directory import DirectoryLine
 from sealrun.mirror.format import line_name
 from sealrun.mirror.gitline import GitLine, Remote, staging
+from sealrun.mirror.memory import scratch
 from sealrun.mirror.step import ChainDiffers, Source, bring_up
-from sealrun.state import private
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -120,7 +121,7 @@ def _attempt(
         )
         if ledger is None:
             return before
-        with ledger:
+        with ledger, scratch(places, f"packs-{repository_id}") as packs:
             source = Source(
                 places,
                 repository,
@@ -128,11 +129,12 @@ def _attempt(
                 ledger,
                 machine,
                 mirroring,
-                private(places.cache / "mirror"),
+                packs,
             )
             name = line_name(repository_id, machine)
             line = open_line(destination, name, places, repository, environment)
-            brought = bring_up(line, source, before, layers=destination.place.layers)
+            with contextlib.closing(line):
+                brought = bring_up(line, source, before, layers=destination.place.layers)
     except SealrunError as error:
         return failed(before, error)
     except OSError as error:
