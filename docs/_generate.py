@@ -182,6 +182,31 @@ def _row(key: str, field: Any) -> str:  # noqa: ANN401 - pydantic's FieldInfo
     return f"| `{key}` | {default} | {field.description or ''} |"
 
 
+def shapes() -> str:
+    """Return the table of repository shapes, from the list that the tests try."""
+    import importlib.util
+    import sys
+    from pathlib import Path
+
+    file = Path(__file__).resolve().parents[1] / "tests" / "shapes" / "table.py"
+    spec = importlib.util.spec_from_file_location("_shapes_table", file)
+    if spec is None or spec.loader is None:
+        raise KeyError(str(file))
+    # A dataclass looks its module up by name while it is made.
+    table = sys.modules["_shapes_table"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(table)
+    rows = [(row.holds, _answer(row), row.note) for row in table.ROWS]
+    lines = (f"| {' | '.join(row)} |" for row in rows)
+    return "\n".join(("| the repository | answer | to know |", "|---|---|---|", *lines))
+
+
+def _answer(row: Any) -> str:  # noqa: ANN401 - of a module that is loaded by its path
+    if not row.status:
+        return "runs"
+    told = ", told by `sealrun warm`" if row.cold else ""
+    return f"refused ({row.status}): “{row.says}”{told}"
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "alarm": alarm,
     "audit": audit,
@@ -189,5 +214,6 @@ PARTS: dict[str, Callable[[], str]] = {
     "mirror": mirror,
     "policy": policy,
     "reasons": reasons,
+    "shapes": shapes,
     "statuses": statuses,
 }
