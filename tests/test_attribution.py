@@ -311,23 +311,23 @@ def test_without_process_events_the_living_are_named(site: Site) -> None:
     assert (complete, how, why, process) == (True, "live", None, [sys.executable, "-Ic"])
 
 
-def test_a_killed_witness_costs_names_only(site: Site) -> None:
-    """When the process that sees writers is killed, coverage stays; the next run has another."""
+def test_a_killed_witness_is_on_record(site: Site) -> None:
+    """When the process that sees writers is killed, its run is told so; the next one has another."""
     site.arm()
     os.kill(_witness(site), signal.SIGKILL)
     site.sh("sed -i s/0.5/0.3/ train.py")
     report = site.drain()
     (mutation,) = report.mutations
-    assert report.coverage.complete
+    assert report.coverage.reasons == (Reason.WRITERS_LOST,)
     assert (mutation.writer.how, mutation.writer.process) == ("unavailable", None)
     assert mutation.writer.why == "the process that names writers ended"
     site.guard.disarm("run")
     site.git("checkout", "-qf", ".")
-    site.arm()
+    assert site.arm().complete
     assert Path(_process(_strike(site, "sed -i s/0.5/0.1/ train.py")).exe or "").name == "sed"
 
 
-def test_a_stopped_witness_hinders_nobody(site: Site) -> None:
+def test_a_stopped_witness_is_on_record_and_hinders_nobody(site: Site) -> None:
     """When it is stopped, writers and the guard go on; what it slept through is not guessed."""
     site.arm()
     witness = _witness(site)
@@ -336,7 +336,7 @@ def test_a_stopped_witness_hinders_nobody(site: Site) -> None:
         mutation = _strike(site, "sed -i s/0.5/0.3/ train.py")
         assert mutation.writer.how == "unavailable"
         assert "does not answer" in (mutation.writer.why or "")
-        assert site.drain().coverage.complete
+        assert site.drain().coverage.reasons == (Reason.WRITERS_LOST,)
     finally:
         os.kill(witness, signal.SIGCONT)
     _restore(site)
@@ -348,7 +348,7 @@ def test_a_stopped_witness_hinders_nobody(site: Site) -> None:
 
 
 def test_an_overflow_of_its_queue_costs_names_only(site: Site) -> None:
-    """More events than the kernel keeps for it: coverage stays, no name is called certain."""
+    """More events than the kernel keeps for it: no event of ours is lost, no name called certain."""
     site.arm()
     witness = _witness(site)
     limit = int(Path("/proc/sys/fs/fanotify/max_queued_events").read_text())
@@ -363,7 +363,7 @@ def test_an_overflow_of_its_queue_costs_names_only(site: Site) -> None:
         os.kill(witness, signal.SIGCONT)
     report = site.drain()
     (mutation,) = report.mutations
-    assert report.coverage.complete
+    assert set(report.coverage.reasons) <= {Reason.WRITERS_LOST}
     assert mutation.writer.how in {"unavailable", "partial"}
     assert mutation.writer.why
 

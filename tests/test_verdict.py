@@ -31,6 +31,7 @@ def test_no_watch_no_clean_run() -> None:
         Reason.WATCHES_MISSING,
         Reason.EVENTS_LOST,
         Reason.GUARD_DIED,
+        Reason.WRITERS_LOST,
         Reason.REMOTE_FILE_SYSTEM,
     ):
         verdict = judge([Finding(reason)], STANDARD, started=True)

@@ -322,6 +322,7 @@ class Experiment:
                 m for m in self.between.mutations if self.owners.of(m).category == "foreign"
             )
             self._add(*found_by.from_git_between(self.between.git))
+            self._add(*found_by.from_gaps_between(self.between))
             self.course.missing.extend(
                 f"between the runs: {gap.text}" for gap in self.between.coverage.gaps
             )

@@ -277,6 +277,16 @@ def from_gaps(report: Report) -> Iterator[Finding]:
         yield Finding(gap.reason, gap.text)
 
 
+def from_gaps_between(report: Report) -> Iterator[Finding]:
+    """Yield a finding where nobody could tell foreign writers from the loop between two runs.
+
+    What they wrote may be in the commit, as the loop's own.
+    """
+    for gap in report.coverage.gaps:
+        if gap.reason is Reason.WRITERS_LOST:
+            yield Finding(gap.reason, f"between the runs: {gap.text}")
+
+
 def from_mutation(
     mutation: Mutation, tree: CommittedTree, gate: float | None, owners: Ownership
 ) -> Finding:

@@ -60,6 +60,7 @@ class Reason(StrEnum):
     WATCHES_MISSING = "watches-missing"
     EVENTS_LOST = "events-lost"
     GUARD_DIED = "guard-died"
+    WRITERS_LOST = "writers-lost"
     REMOTE_FILE_SYSTEM = "remote-file-system"
     WORKSPACE_NOT_COMPARED = "workspace-not-compared"
     NOT_REVERIFIED = "environment-not-reverified"
@@ -135,6 +136,10 @@ MEANINGS: dict[Reason, Meaning] = {
     Reason.WATCHES_MISSING: Meaning(Severity.FLAG, "some directories could not be watched"),
     Reason.EVENTS_LOST: Meaning(Severity.FLAG, "the event queue overflowed; events were lost"),
     Reason.GUARD_DIED: Meaning(Severity.FLAG, "the guard ended while the run was under way"),
+    Reason.WRITERS_LOST: Meaning(
+        Severity.FLAG,
+        "the process that names writers was killed or stopped; whose changes are whose is not known",
+    ),
     Reason.REMOTE_FILE_SYSTEM: Meaning(
         Severity.FLAG,
         "the workspace is on a network file system, whose remote writes make no event",

@@ -30,12 +30,16 @@ def peer_pid(connection: socket.socket) -> int:
 
 
 def is_stopped(connection: socket.socket) -> bool:
-    """Tell whether the process at the other end is stopped (SIGSTOP) or traced into standing still.
+    """Tell whether the process at the other end stands still; see ``stands_still``."""
+    return stands_still(peer_pid(connection))
+
+
+def stands_still(pid: int) -> bool:
+    """Tell whether a process is stopped (SIGSTOP) or traced into standing still.
 
     Returns:
         False also where the process cannot be seen from here.
     """
-    pid = peer_pid(connection)
     try:
         # The name in the second field may hold anything, the last parenthesis included.
         state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0]

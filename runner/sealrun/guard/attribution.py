@@ -5,7 +5,8 @@ Rules that this module keeps:
 - Never a guess. A writer is named when it alone touched the path, since the last look, in a way
   that can have led to what was found. Where several did, the last is named if their order is
   certain, and the others are candidates; where it is not, the name is ``partial``.
-- Attribution explains, it never decides: whatever goes wrong here leaves coverage as it is.
+- Attribution explains, it never decides: what it loses costs names. Only that the witness itself was
+  killed or stopped is told as ``absent``, because nobody does that without a purpose.
 - The guard never waits long for the witness, and not at all for one that has fallen silent.
 - Events belong to a directory and a name in it, wherever the directory stands by the time that we
   hear of it: one that moves away and comes back brings along what was done in it.
@@ -28,6 +29,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from sealrun.guard import fanotify
+from sealrun.guard.address import stands_still
 from sealrun.guard.mutations import Writer
 from sealrun.guard.processes import Process
 
@@ -147,7 +149,7 @@ class Attribution:
         self._touched: OrderedDict[tuple[bytes, bytes], deque[Seen]] = OrderedDict()
         self._lock = threading.Condition()
         self._position = self._batch = self._asked = self._answered = 0
-        self._silent = False
+        self._silent = self._ready = False
         self._loss: tuple[int, str] | None = None
         self.why: str | None = None
         self.deaf: str | None = None
@@ -168,9 +170,14 @@ class Attribution:
         self.revive()
 
     def revive(self) -> None:
-        """Start the witness again if it ended."""
-        if self._group < 0 or (self._witness is not None and self._witness.poll() is None):
+        """Start the witness again if it ended or stands still."""
+        if self._group < 0:
             return
+        if self._witness is not None and self._witness.poll() is None:
+            if not stands_still(self._witness.pid):
+                return
+            self._witness.kill()
+            self._witness.wait()
         ours, theirs = socket.socketpair()
         try:
             self._witness = subprocess.Popen(
@@ -188,8 +195,19 @@ class Attribution:
             return
         finally:
             theirs.close()
-        self.why, self._link, self._silent = None, ours, False
+        self.why, self._link, self._silent, self._ready = None, ours, False, False
         threading.Thread(target=self._listen, args=(ours,), daemon=True, name="writers").start()
+
+    @property
+    def absent(self) -> str | None:
+        """What became of a witness that was at work; None while it can work, or where none could."""
+        if self._witness is None or not self._ready:
+            return None
+        if self._witness.poll() is not None:
+            return "the process that names writers ended"
+        if stands_still(self._witness.pid):
+            return "the process that names writers was stopped"
+        return None
 
     def stop(self) -> None:
         """End the witness."""
@@ -267,6 +285,7 @@ class Attribution:
     def _take(self, message: dict[str, Any]) -> None:
         with self._lock:
             if "ready" in message:
+                self._ready = True
                 self.deaf = message["ready"] or None
                 if self.deaf:
                     log.info("writers that end at once are not named: %s", self.deaf)

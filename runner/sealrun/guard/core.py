@@ -199,6 +199,8 @@ class Guard:
                     self._deal_with(item)
                 else:
                     item()
+                    # Others' mounts bring one several times a second, so that we may never wait.
+                    self._look_at_clock()
             self._due()
             self._name_writers(*self._watches)
         self._observer.stop()
@@ -241,6 +243,10 @@ class Guard:
 
     def _tick(self) -> None:
         self._observer.reap()
+        self._look_at_clock()
+
+    def _look_at_clock(self) -> None:
+        """Notice that the stream fell silent, or that there is nothing to guard any more."""
         clock = time.monotonic()
         if self._awaited:
             # Ticks are counted, not seconds: a guard that was stopped (SIGSTOP) has not waited.
@@ -406,6 +412,7 @@ class Guard:
         if any(run.unsettled for run in runs):
             self._settled = clock
             position = self._attribution.settle()
+            self._account_for_witness()
             for run in runs:
                 run.settle(self._attribution, position)
 
@@ -600,8 +607,22 @@ class Guard:
                 numbers={"file_systems": len(remote)},
             )
 
+    def _account_for_witness(self) -> None:
+        """Put on record since when a witness that was taken away is missed."""
+        why = self._attribution.absent
+        if why is None:
+            self._close(Reason.WRITERS_LOST)
+        elif Reason.WRITERS_LOST not in self._open:
+            self._open[Reason.WRITERS_LOST] = Loss(Reason.WRITERS_LOST, why, time.monotonic())
+
+    def _revive_witness(self) -> None:
+        self._account_for_witness()
+        self._attribution.revive()
+        self._account_for_witness()
+
     def _account(self) -> None:
-        """Compare wanted directories with watches."""
+        """Compare wanted directories with watches, and the witness with what it should be."""
+        self._account_for_witness()
         needed = self._wanted | self._git_directories
         missing = [d for d in self._observer.missing if d in needed]
         if not missing:
@@ -692,7 +713,7 @@ class Guard:
         self._check_root()
         if Reason.NOT_WATCHED in self._open and not self._runs:
             self._settle_down()
-        self._attribution.revive()
+        self._revive_witness()
         self._runs[run.run_id] = run
         self._plan()
         self._watch_git()
@@ -776,7 +797,7 @@ class Guard:
         self._check_root()
         if Reason.NOT_WATCHED in self._open and not self._runs:
             self._settle_down()
-        self._attribution.revive()
+        self._revive_witness()
         standing = Standing(manifest, evidence, now(), self._root or (0, 0))
         run = StandingRun(self.workspace, standing)
         if self._standing is not None:
