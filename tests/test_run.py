@@ -412,3 +412,14 @@ def test_an_image_changed_in_the_engine_is_loaded_anew(cli: Cli, repo: Repo) -> 
     assert _printed_sha(done.stdout) == _blob_sha(repo)
     result, _ = cli.run("python3", "train.py")
     assert result["verdict"] == "clean"
+
+
+def test_a_run_is_signed_at_its_end_where_there_is_a_key(cli: Cli) -> None:
+    """Without a key nothing is signed; with one each run has a statement that verifies."""
+    first, _ = cli.run("python3", "train.py")
+    assert cli.json("show", first["run"])["run"]["signed"] is None
+    cli("key", "create")
+    second, done = cli.run("python3", "train.py")
+    assert cli.json("show", second["run"])["run"]["signed"] is not None, done.stderr
+    cli("verify-run", second["run"])
+    assert "was not signed" in cli("verify-run", first["run"], status=2).stderr

@@ -825,6 +825,18 @@ class Experiment:
                     device_facts=noted,
                 )
             )
+        self._sign()
+
+    def _sign(self) -> None:
+        """Sign what is on record now, if the user has a key; an unsigned run is a run all the same."""
+        if not any(self.places.keys.glob("*")):
+            return
+        from sealrun.provenance import sign_run
+
+        try:
+            sign_run(self.id, self.ledger, self.repository, self.places)
+        except SealrunError as error:
+            self.listener.say(f"not signed: {error.message}", level=-1)
 
     def _close_without_verdict(self, error: BaseException) -> None:
         if isinstance(error, SealrunError):
