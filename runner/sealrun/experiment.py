@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
     from types import FrameType
 
+    from sealrun.data import Dataset
     from sealrun.engine import Engine
     from sealrun.git import Repository
     from sealrun.guard import Mutation, Report
@@ -282,9 +283,7 @@ class Experiment:
 
         with self.clock.step("guard"), ensure(self.repository.workspace, self.places) as guard:
             self.guard = guard
-            self.datasets = HashCache(self.places.cache / "hashes.sqlite").manifest(
-                self.policy.policy.data, Path.home(), self.listener
-            )
+            self.datasets = self._data()
             manifest = self.directory / "manifest"
             write_manifest(manifest, self.tree.algorithm, checked_out(self.tree, self.repository))
             guard.arm(
@@ -295,6 +294,18 @@ class Experiment:
                 between=self.places.between(self.repository_id) / self.id,
             )
             return self._watched()
+
+    def _data(self) -> tuple[Dataset, ...]:
+        """Return what is mounted beside the image: the policy's data and what was fetched for it."""
+        cache = HashCache(self.places.cache / "hashes.sqlite")
+        policy = self.policy.policy
+        found = cache.manifest(policy.data, Path.home(), self.listener)
+        if not policy.fetch:
+            return found
+        from sealrun.fetch.prepare import datasets
+
+        more = datasets(policy, self.tree, self.places, self.listener, make=self.asked.make)
+        return (*found, *more)
 
     def _watched(self) -> Finished:
         self._look_back()
