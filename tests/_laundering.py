@@ -30,6 +30,10 @@ class Blobs(Spool):
         assert kind == "blob"
         return self._contents[oid]
 
+    def size(self, oid: str) -> int:
+        """Return the size of a content."""
+        return len(self._contents[oid])
+
 
 def tree_of(files: Mapping[str, bytes], commit: str = "c" * 40) -> CommittedTree:
     """Return the tree of a commit that was never made."""

@@ -108,6 +108,7 @@ def command(
                 console.current().error(also)
         if isinstance(error, SealrunError):
             _sound_alarm(experiment, error)
+        _mirror(experiment)
         raise
     status = exit_status(finished, fail_on_flag=fail_on_flag)
     _tell(finished)
@@ -116,7 +117,17 @@ def command(
     if result_file is not None:
         _write(result_file, _result(finished, status))
     _sound_alarm(experiment, finished)
+    _mirror(experiment)
     return status
+
+
+def _mirror(experiment: Experiment) -> None:
+    """Have the record copied to where its user wants it; that takes place behind our back."""
+    from sealrun.mirror import after_run
+
+    trouble = after_run(experiment.places, experiment.repository, experiment.repository_id)
+    if trouble:
+        console.current().say(trouble)
 
 
 def _sound_alarm(experiment: Experiment, ending: Finished | SealrunError) -> None:
