@@ -388,6 +388,7 @@ def _earlier(mutation: Mutation, mutations: Iterable[Mutation]) -> Mutation | No
         for other in mutations
         if (other.path, other.area) == (mutation.path, mutation.area)
         and other.first.monotonic < began
+        and other.after != mutation.after
         and (mutation.restored or not other.restored)
     ]
     return max(before, key=lambda other: min(other.last.monotonic, began), default=None)
