@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mutations.technique import Technique, Unnamed
+from mutations.technique import Technique
 
 _NEW = 'sed s/0.5/0.3/ train.py > "$OUT/new"\n'
 
