@@ -17,7 +17,7 @@ import pytest
 import _agent
 from _cli import SEALRUN, Cli
 from _git import WHO
-from _guard import eventually
+from sealrun.guard import find
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -98,8 +98,13 @@ def _codes(result: dict[str, Any]) -> set[str]:
     return {reason["code"] for reason in result["reasons"]}
 
 
-def _strike(repo: Repo, rewriter: Path) -> None:
-    subprocess.run([sys.executable, rewriter, "train.py"], cwd=repo.path, check=True)
+def _strike(cli: Cli, rewriter: Path) -> None:
+    """Let somebody else's process rewrite the file, and the guard look before anything follows."""
+    subprocess.run([sys.executable, rewriter, "train.py"], cwd=cli.directory, check=True)
+    client = find(cli.directory, cli.places)
+    if client is not None:
+        with client:
+            client.between()
 
 
 @pytest.mark.engine
@@ -152,14 +157,14 @@ def test_what_the_agent_meant_is_clean(cli: Cli) -> None:
 
 @pytest.mark.engine
 def test_between_save_and_commit_the_writer_is_named_and_the_line_found(
-    cli: Cli, repo: Repo, rewriter: Path
+    cli: Cli, rewriter: Path
 ) -> None:
     """Somebody else's process rewrites a saved file; the agent's commit takes it along, and is told."""
     first, _ = cli.run("python3", "train.py")
     assert first["verdict"] == "clean"
     agent = Agent(cli, session=True)
     agent("edit", "train.py", "WIDTH = 64", "WIDTH = 65")
-    _strike(repo, rewriter)
+    _strike(cli, rewriter)
     agent("edit", "train.py", "DEPTH = 4", "DEPTH = 5")
     agent("commit", "Widen and deepen")
     result, done = cli.run("python3", "train.py")
@@ -184,14 +189,14 @@ def test_between_save_and_commit_the_writer_is_named_and_the_line_found(
 
 @pytest.mark.engine
 def test_between_commit_and_run_the_commit_runs_and_somebody_is_named(
-    cli: Cli, repo: Repo, rewriter: Path
+    cli: Cli, rewriter: Path
 ) -> None:
     """In a session a foreign change after the commit is no reason to stop: the commit runs, flagged."""
     cli.run("python3", "train.py")
     agent = Agent(cli, session=True)
     agent("edit", "train.py", "WIDTH = 64", "WIDTH = 65")
     agent("commit", "Widen")
-    _strike(repo, rewriter)
+    _strike(cli, rewriter)
     result, done = cli.run("python3", "train.py")
     assert (result["verdict"], result["harmless"]) == ("flagged", True), done.stderr
     assert "workspace-differs-foreign" in _codes(result)
@@ -203,13 +208,13 @@ def test_between_commit_and_run_the_commit_runs_and_somebody_is_named(
     agent("sh", "git restore train.py")
     agent("edit", "train.py", "DEPTH = 4", "DEPTH = 5")
     agent.end()
-    _strike(repo, rewriter)
+    _strike(cli, rewriter)
     result, _ = cli.run("python3", "train.py", status=121)
     assert "workspace-differs" in _codes(result)
 
 
 @pytest.mark.engine
-def test_the_loops_own_edit_during_a_run_is_nothing(cli: Cli, repo: Repo, rewriter: Path) -> None:
+def test_the_loops_own_edit_during_a_run_is_nothing(cli: Cli, rewriter: Path) -> None:
     """The next idea may be written while the run is under way; somebody else's change may not."""
     agent = Agent(cli, session=True)
     process = cli.start("run", "--", "python3", "train.py", "3")
@@ -224,7 +229,7 @@ def test_the_loops_own_edit_during_a_run_is_nothing(cli: Cli, repo: Repo, rewrit
     process = cli.start("run", "--", "python3", "train.py", "3")
     assert process.stdout is not None
     assert process.stdout.readline() == b"started\n"
-    _strike(repo, rewriter)
+    _strike(cli, rewriter)
     process.communicate(timeout=60)
     agent.end()
     (alert,) = cli.json("alerts")["alerts"]
@@ -233,13 +238,13 @@ def test_the_loops_own_edit_during_a_run_is_nothing(cli: Cli, repo: Repo, rewrit
 
 @pytest.mark.engine
 def test_without_a_session_an_unclaimed_line_is_not_laundered_either(
-    cli: Cli, repo: Repo, rewriter: Path
+    cli: Cli, rewriter: Path
 ) -> None:
     """Nobody is known to be the loop: the bytes of an unclaimed change are looked for all the same."""
     process = cli.start("run", "--", "python3", "train.py", "3")
     assert process.stdout is not None
     assert process.stdout.readline() == b"started\n"
-    _strike(repo, rewriter)
+    _strike(cli, rewriter)
     process.communicate(timeout=60)
     agent = Agent(cli, session=False)
     agent("edit", "train.py", "WIDTH = 64", "WIDTH = 65")
@@ -251,12 +256,11 @@ def test_without_a_session_an_unclaimed_line_is_not_laundered_either(
 
 
 @pytest.mark.engine
-def test_evidence_outlives_the_loops_reset(cli: Cli, repo: Repo, rewriter: Path) -> None:
+def test_evidence_outlives_the_loops_reset(cli: Cli, rewriter: Path) -> None:
     """Between two runs a foreign change is erased by the loop itself; its bytes and writer are kept."""
     cli.run("python3", "train.py")
     agent = Agent(cli, session=True)
-    _strike(repo, rewriter)
-    eventually(lambda: "0.3" in (repo.path / "train.py").read_text())
+    _strike(cli, rewriter)
     agent("sh", "git reset -q --hard")
     agent.end()
     result, done = cli.run("python3", "train.py")
