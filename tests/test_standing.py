@@ -96,18 +96,34 @@ def test_a_run_hands_over_in_one_step(site: Site) -> None:
 
 
 def test_nothing_falls_between_a_run_and_the_watch(site: Site) -> None:
-    """Of a hundred states that a writer makes across a run's end each is in one of the reports."""
-    site.guard.arm("run", site.manifest, site.evidence, between=site.evidence.with_name("b"))
+    """A state that a writer makes just as a run ends is in one of the reports, twenty times."""
     script = (
-        "import time\nfor n in range(100):\n"
-        "    open('train.py', 'w').write('SCALAR_LR = 0.%03d\\n' % n); time.sleep(0.04)"
+        "import sys\nfor line in sys.stdin:\n"
+        "    open('train.py', 'w').write('SCALAR_LR = 0.%03d\\n' % int(line))\n"
+        "    print(line, flush=True)"
     )
-    with subprocess.Popen(["python3", "-Ic", script], cwd=site.root) as writer:
-        eventually(lambda: len(site.drain().mutations) > 40)
-        run = site.guard.disarm("run")
-        writer.wait()
-    kept = {bytes_of(m) for m in (*run.mutations, *between(site).mutations) if m.evidence}
-    assert {b"SCALAR_LR = 0.%03d\n" % n for n in range(100)} <= kept
+    seen: list[Mutation] = []
+    with subprocess.Popen(
+        ["python3", "-Ic", script],
+        cwd=site.root,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+    ) as writer:
+        assert writer.stdin is not None
+        assert writer.stdout is not None
+        for n in range(20):
+            fresh = site.evidence.with_name(f"between-{n}")
+            site.guard.arm(f"run-{n}", site.manifest, site.evidence, between=fresh)
+            writer.stdin.write(f"{n}\n")
+            seen += site.guard.disarm(f"run-{n}").mutations
+            assert writer.stdout.readline()
+            assert writer.stdout.readline()
+            seen += between(site).mutations
+        writer.stdin.close()
+    kept = {bytes_of(m) for m in seen if m.evidence}
+    assert {b"SCALAR_LR = 0.%03d\n" % n for n in range(20)} <= kept
 
 
 def test_a_run_and_the_watch_see_the_same(site: Site) -> None:

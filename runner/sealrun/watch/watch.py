@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 log = logging.getLogger("sealrun.watch")
 #: Seconds between two comparisons: at least, at most, and as a multiple of what one costs.
-SOON, LATE, SHARE = 2.0, 60.0, 100
+SOON, LATE, SHARE = 2.0, 600.0, 100
 #: Seconds for which the list of sessions is not read again.
 FRESH = 1.0
 #: What the loop may change without that being a mutation: not bytecode behind a source's back, and
