@@ -248,7 +248,9 @@ def from_intents(found: Iterable[Match]) -> Iterator[Finding]:
 def _git(state: GitState, owners: Ownership) -> Iterator[Finding]:
     moves = [change for change in state.changes if change.area == "head"]
     if state.head_moved:
-        own = bool(moves) and all(owners.of_change(move).category == "loop" for move in moves)
+        # The list is bounded: it has to lead to where HEAD is now.
+        whole = bool(moves) and moves[-1].after == state.head_now
+        own = whole and all(owners.of_change(move).category == "loop" for move in moves)
         yield Finding(
             Reason.EDIT_LOOP if own else Reason.HEAD_MOVED,
             f"HEAD moved from {_ref(state.head, state.branch)} to "

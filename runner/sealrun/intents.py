@@ -138,13 +138,13 @@ class Log:
     events: tuple[Event, ...] = ()
     content: Callable[[str], bytes | None] = field(default=lambda _: None, repr=False)
 
-    def intended(self) -> dict[bytes, frozenset[str]]:
-        """Return the sha256 of each content that the agent meant for each path."""
-        found: dict[bytes, set[str]] = {}
+    def intended(self) -> dict[bytes, tuple[tuple[str, float], ...]]:
+        """Return the sha256 of each content that the agent meant for a path, and when (wall time)."""
+        found: dict[bytes, list[tuple[str, float]]] = {}
         for event in self.events:
             if isinstance(event, Intent) and event.intended not in (None, ABSENT):
-                found.setdefault(event.path, set()).add(str(event.intended))
-        return {path: frozenset(states) for path, states in found.items()}
+                found.setdefault(event.path, []).append((str(event.intended), event.at))
+        return {path: tuple(meant) for path, meant in found.items()}
 
 
 class Agreement(StrEnum):

@@ -4,8 +4,9 @@ Rules that this module keeps:
 
 - Pure: sessions and intents are read by whoever asks.
 - A change is the loop's only if everybody who can have made it is the loop.
-- Bytes that the agent's editor is known to have meant for that path are the loop's, also where
-  nobody could see who wrote them. Nothing else excuses an unknown writer.
+- Bytes that the agent's editor is known to have meant for that path at that time are the loop's, also
+  where nobody could see who wrote them. Nothing else excuses an unknown writer: who puts an earlier
+  version back, as a sync tool does, is not the agent.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from sealrun.sessions import Session
     from sealrun.tree import CommittedTree
 
+#: Seconds between a change and the agent's hook that tells of it.
+SOON = 10.0
+
 
 @dataclass(frozen=True)
 class Ownership:
@@ -30,12 +34,15 @@ class Ownership:
     Attributes:
         sessions: those under way and those that ended.
         tools: programs that are foreign whoever starts them.
-        intended: path to the sha256 of each content that the agent meant to write there.
+        intended: path to the sha256 of each content that the agent meant to write there, and when, in
+            seconds of wall time.
     """
 
     sessions: tuple[Session, ...]
     tools: tuple[str, ...]
-    intended: Mapping[bytes, frozenset[str]] = field(default_factory=dict[bytes, frozenset[str]])
+    intended: Mapping[bytes, tuple[tuple[str, float], ...]] = field(
+        default_factory=dict[bytes, tuple[tuple[str, float], ...]]
+    )
 
     def of(self, mutation: Mutation) -> Whose:
         """Return whose a mutation is."""
@@ -64,7 +71,12 @@ class Ownership:
 
     def _meant(self, mutation: Mutation) -> bool:
         evidence = mutation.evidence
-        return evidence is not None and evidence.sha256 in self.intended.get(mutation.path, ())
+        if evidence is None or mutation.count != 1:
+            return False
+        return any(
+            sha256 == evidence.sha256 and abs(at - mutation.first.wall) <= SOON
+            for sha256, at in self.intended.get(mutation.path, ())
+        )
 
 
 def left_by(report: Report, tree: CommittedTree, path: bytes) -> tuple[Mutation, ...]:

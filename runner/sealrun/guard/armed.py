@@ -184,6 +184,15 @@ class ArmedRun:
         ready = touched.looked + max(PAUSE, _SHARE * touched.cost)
         return max(0.0, ready - time.monotonic())
 
+    def pause_data(self, path: bytes) -> float:
+        """Return the seconds for which a path of a data root should be left alone; see ``pause``.
+
+        An empty file that nobody has closed is most often about to be filled.
+        """
+        mark = _identity_at(path)
+        begun = mark is not None and stat.S_ISREG(mark[5]) and mark[2] == 0
+        return SETTLE if begun and mark != self._data.get(path) else 0.0
+
     def examine(
         self,
         looker: Looker,

@@ -50,6 +50,7 @@ from sealrun.guard.mutations import (
     Happened,
     Mutation,
     Report,
+    Writer,
 )
 from sealrun.guard.observer import Event, Observer, Raw
 from sealrun.guard.standing import BETWEEN, Standing, StandingRun
@@ -398,7 +399,11 @@ class Guard:
                 if pause or not run.examine(looker, name, words, closed=closed):
                     waits.append(pause or PAUSE)
             if run.is_data(path):
-                run.examine_data(path, words)
+                pause = 0.0 if settled else run.pause_data(path)
+                if pause:
+                    waits.append(pause)
+                else:
+                    run.examine_data(path, words)
         if waits:
             self._wait(path, mask, max(waits))
         else:
@@ -476,11 +481,14 @@ class Guard:
         named: list[GitChange] = []
         for change in changes:
             kind = "deleted" if change.after is None else "modified"
+            # Several of its files may have been written, and not all by the same process.
+            writers: list[Writer] = []
             for path in self._git.files(change, branch):
                 writer, candidates = self._attribution.name(path, kind, since)
-                if writer.process is not None:
-                    change = replace(change, writer=writer, candidates=candidates)  # noqa: PLW2901 - the same, named
-                    break
+                if writer.process is not None or candidates:
+                    writers += (writer, *candidates)
+            if writers:
+                change = replace(change, writer=writers[0], candidates=tuple(writers[1:]))  # noqa: PLW2901 - the same, named
             named.append(change)
         return tuple(named)
 
