@@ -14,13 +14,13 @@ import re
 import stat
 import tomllib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sealrun.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from pathlib import Path
+    from collections.abc import Iterable, Mapping
 
     from pydantic import ValidationError
 
@@ -127,6 +127,41 @@ def read(path: Path, what: str) -> OwnFile | None:
         return OwnFile(path, content.decode("utf-8"), facts.st_mode)
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not UTF-8 at byte {error.start}") from error
+
+
+def secret(section: object, name: str, environment: Mapping[str, str]) -> str | None:
+    """Return a secret, wherever its section says that it is kept; None where it has none.
+
+    Args:
+        section: has the attributes ``NAME`` (pydantic's ``SecretStr``), ``NAME_env``, ``NAME_file``.
+        name: of the secret.
+        environment: where variables are looked up.
+
+    Raises:
+        UsageError: it is kept somewhere where it is not, or where others can read it.
+    """
+    given = getattr(section, name)
+    if given is not None:
+        return str(given.get_secret_value()).strip()
+    variable = getattr(section, f"{name}_env")
+    if variable is not None:
+        value = environment.get(variable, "").strip()
+        if not value:
+            raise UsageError(
+                f"the variable {variable} is not set where sealrun was called",
+                hint=f"Set it for the loop, or keep the {name} in a file: {name}_file.",
+            )
+        return value
+    place = getattr(section, f"{name}_file")
+    if place is None:
+        return None
+    found = read(Path(place), f"the file of the {name}")
+    if found is None:
+        raise UsageError(f"{place} does not exist", hint=f"It has to hold the {name}.")
+    found.require_secrecy()
+    if not found.text.strip():
+        raise UsageError(f"{place} is empty", hint=f"It has to hold the {name}.")
+    return found.text.strip()
 
 
 def line_of(text: str, place: list[str]) -> int | None:

@@ -13,12 +13,10 @@ Rules that this module keeps:
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-import stat
-import tomllib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -32,16 +30,16 @@ from pydantic import (
     model_validator,
 )
 
+from sealrun import ownfile
 from sealrun.alarm.bodies import FACILITIES
 from sealrun.alarm.notice import Kind
 from sealrun.alarm.schedule import Limit
 from sealrun.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Generator, Iterable, Mapping
+    from pathlib import Path
 
-#: Bytes of the configuration, and of a file that holds a secret, at most.
-_LARGEST = 1 << 16
 _HINT = "docs: how-to guides, Be told. sealrun alarm show checks the file."
 _UNITS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|min|h|d)")
@@ -233,26 +231,16 @@ def read(file: Path) -> tuple[Told, ...]:
     Raises:
         AlarmError: it cannot be read, is not private, or does not validate.
     """
-    found = _content(file, "the alarm's configuration")
-    if found is None:
-        return ()
-    content, mode = found
-    try:
-        text = content.decode("utf-8")
-        values = tomllib.loads(text)
-    except UnicodeDecodeError as error:
-        raise AlarmError(f"{file}: not UTF-8 at byte {error.start}", hint=_HINT) from error
-    except tomllib.TOMLDecodeError as error:
-        raise AlarmError(f"{file}: {error}", hint="The file is TOML (toml.io).") from error
-    try:
-        settings = Settings.model_validate(values)
-    except ValidationError as error:
-        raise _invalid(error, text, file) from None
-    if mode & 0o077 and any(_holds_secret(one) for one in settings.channel.values()):
-        raise AlarmError(
-            f"{file} holds a secret and can be read by others (mode {mode & 0o777:04o})",
-            hint=f"chmod 600 {file}",
-        )
+    with _as_alarm():
+        found = ownfile.read(file, "the alarm's configuration")
+        if found is None:
+            return ()
+        try:
+            settings = Settings.model_validate(found.values())
+        except ValidationError as error:
+            raise found.invalid(error, unions=("webhook", "file", "syslog", "apprise")) from None
+        if any(_holds_secret(one) for one in settings.channel.values()):
+            found.require_secrecy()
     return tuple(
         Told(name, channel, settings.sending) for name, channel in settings.channel.items()
     )
@@ -269,35 +257,17 @@ def secret(channel: Webhook | Apprise, name: str, environment: Mapping[str, str]
     Raises:
         AlarmError: it is kept somewhere where it is not, or where others can read it.
     """
-    given = getattr(channel, name)
-    if isinstance(given, SecretStr):
-        return given.get_secret_value().strip()
-    variable = getattr(channel, f"{name}_env")
-    if variable is not None:
-        value = environment.get(variable, "").strip()
-        if not value:
-            raise AlarmError(
-                f"the variable {variable} is not set where sealrun was called",
-                hint=f"Set it for the loop, or keep the {name} in a file: {name}_file.",
-            )
-        return value
-    place = getattr(channel, f"{name}_file")
-    if place is None:
-        return None
-    file = Path(place)
-    found = _content(file, f"the file of the {name}")
-    if found is None:
-        raise AlarmError(f"{file} does not exist", hint=f"It has to hold the {name}.")
-    content, mode = found
-    if mode & 0o077:
-        raise AlarmError(
-            f"{file} holds a secret and can be read by others (mode {mode & 0o777:04o})",
-            hint=f"chmod 600 {file}",
-        )
-    value = content.decode("utf-8", "replace").strip()
-    if not value:
-        raise AlarmError(f"{file} is empty", hint=f"It has to hold the {name}.")
-    return value
+    with _as_alarm():
+        return ownfile.secret(channel, name, environment)
+
+
+@contextlib.contextmanager
+def _as_alarm() -> Generator[None]:
+    """Let what is wrong with the user's files be wrong with the alarm."""
+    try:
+        yield
+    except UsageError as error:
+        raise AlarmError(error.message, hint=error.hint or _HINT) from error
 
 
 def address(channel: Webhook, environment: Mapping[str, str]) -> str:
@@ -352,70 +322,6 @@ def _holds_secret(channel: Webhook | File | Syslog | Apprise) -> bool:
     return any(
         isinstance(getattr(channel, name, None), SecretStr) for name in ("url", "token", "proxy")
     )
-
-
-def _content(file: Path, what: str) -> tuple[bytes, int] | None:
-    """Return bytes and mode of a file that nobody else can write; None where there is none."""
-    try:
-        # A FIFO in its place must not hold us up.
-        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise AlarmError(f"cannot read {file}: {error.strerror}", hint=_HINT) from error
-    try:
-        facts = os.fstat(descriptor)
-        if not stat.S_ISREG(facts.st_mode) or facts.st_size > _LARGEST:
-            raise AlarmError(f"{file} cannot be {what}: no file, or too large", hint=_HINT)
-        if facts.st_uid not in (os.geteuid(), 0) or facts.st_mode & 0o022:
-            raise AlarmError(
-                f"{file} can be written by others (mode {facts.st_mode & 0o777:04o})",
-                hint=f"Make it yours: chmod 600 {file}",
-            )
-        return os.read(descriptor, _LARGEST), facts.st_mode
-    except OSError as error:
-        raise AlarmError(f"cannot read {file}: {error.strerror}", hint=_HINT) from error
-    finally:
-        os.close(descriptor)
-
-
-def _invalid(error: ValidationError, text: str, file: Path) -> AlarmError:
-    problems: list[str] = []
-    for problem in error.errors(include_input=False, include_url=False):
-        # Of a union the location names the type too, which stands in no key of the file.
-        types = ("webhook", "file", "syslog", "apprise")
-        place = [str(part) for part in problem["loc"] if part != "[key]"]
-        if len(place) > 2 and place[0] == "channel" and place[2] in types:  # noqa: PLR2004 - channel, name, type
-            del place[2]
-        place = [part for part in place if not part.isdigit()]
-        line = _line_of(text, place)
-        where = f"{file}:{line}" if line else str(file)
-        dotted = ".".join(place)
-        if problem["type"] == "extra_forbidden":
-            problems.append(f"{where}: unknown key {dotted}")
-        else:
-            said = problem["msg"].removeprefix("Value error, ")
-            problems.append(f"{where}: {dotted}: {said}")
-    return AlarmError("; ".join(problems), hint=_HINT)
-
-
-def _line_of(text: str, place: list[str]) -> int | None:
-    """Return the line of a key, or of the nearest section above it."""
-    wanted = list(place)
-    while wanted:
-        section: list[str] = []
-        for number, line in enumerate(text.split("\n"), 1):
-            if header := re.match(r"\s*\[+([^\]]*)\]+", line):
-                section = [part.strip().strip("\"'") for part in header[1].split(".")]
-                if section == wanted:
-                    return number
-            elif (key := re.match(r"\s*([^=#]+?)\s*=", line)) and [
-                *section,
-                *(part.strip().strip("\"'") for part in key[1].split(".")),
-            ] == wanted:
-                return number
-        wanted.pop()
-    return None
 
 
 def describe() -> dict[str, type[BaseModel]]:

@@ -13,10 +13,10 @@ Rules that this module keeps:
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 from urllib.parse import unquote, urlsplit, urlunsplit
 
@@ -35,7 +35,8 @@ from sealrun.errors import SealrunError, UsageError
 from sealrun.policy import parse_duration, parse_size
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Generator, Mapping
+    from pathlib import Path
 
 _HINT = (
     "docs: how-to guides, Survive the loss of the machine. sealrun mirror status checks the file."
@@ -165,7 +166,7 @@ def read(file: Path) -> tuple[Mirroring, tuple[Destination, ...]]:
     Raises:
         MirrorError: it cannot be read, is not private, or does not validate.
     """
-    try:
+    with _as_mirror():
         found = ownfile.read(file, "the mirror's configuration")
         if found is None:
             return Mirroring(), ()
@@ -175,10 +176,6 @@ def read(file: Path) -> tuple[Mirroring, tuple[Destination, ...]]:
             raise found.invalid(error, unions=("directory", "git")) from None
         if any(_holds_secret(place) for place in settings.destination.values()):
             found.require_secrecy()
-    except MirrorError:
-        raise
-    except UsageError as error:
-        raise MirrorError(error.message, hint=error.hint or _HINT) from error
     destinations = tuple(Destination(name, place) for name, place in settings.destination.items())
     return settings.mirror, destinations
 
@@ -194,33 +191,17 @@ def secret(place: GitRemote, name: str, environment: Mapping[str, str]) -> str |
     Raises:
         MirrorError: it is kept somewhere where it is not, or where others can read it.
     """
-    given = getattr(place, name)
-    if isinstance(given, SecretStr):
-        return given.get_secret_value().strip()
-    variable = getattr(place, f"{name}_env")
-    if variable is not None:
-        value = environment.get(variable, "").strip()
-        if not value:
-            raise MirrorError(
-                f"the variable {variable} is not set where sealrun was called",
-                hint=f"Set it for the loop, or keep the {name} in a file: {name}_file.",
-            )
-        return value
-    kept = getattr(place, f"{name}_file")
-    if kept is None:
-        return None
+    with _as_mirror():
+        return ownfile.secret(place, name, environment)
+
+
+@contextlib.contextmanager
+def _as_mirror() -> Generator[None]:
+    """Let what is wrong with the user's files be wrong with the mirror."""
     try:
-        found = ownfile.read(Path(kept), f"the file of the {name}")
-        if found is None or not found.text.strip():
-            raise MirrorError(
-                f"{kept} does not exist or is empty", hint=f"It has to hold the {name}."
-            )
-        found.require_secrecy()
-    except MirrorError:
-        raise
+        yield
     except UsageError as error:
-        raise MirrorError(error.message, hint=error.hint) from error
-    return found.text.strip()
+        raise MirrorError(error.message, hint=error.hint or _HINT) from error
 
 
 @dataclass(frozen=True)
