@@ -14,12 +14,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
-import sys
 import time
 from typing import TYPE_CHECKING
 
-from sealrun import state
+from sealrun import detached, state
 from sealrun.alarm import paging
 from sealrun.alarm.notice import Kind, Notice
 from sealrun.alarm.wording import Ended, happening_of, notices_of, page_of
@@ -37,9 +35,6 @@ if TYPE_CHECKING:
 #: Name of the user's configuration.
 FILE = "alarm.toml"
 _LOG = "sender.log"
-#: Bytes of the sender's log; it is begun anew beyond that.
-_LOG_SIZE = 1 << 16
-_KEPT = ("HOME", "LOGNAME", "SEALRUN_HOME", "TMPDIR", "TZ", "USER")
 #: Repositories whose refusals and alerts are remembered.
 _REPOSITORIES = 200
 
@@ -124,7 +119,13 @@ class Alarm:
         except config.AlarmError as error:
             return f"nobody is told until it is mended: {error.message}"
         if not spool.has_sender():
-            self._start(config.variables(channels))
+            detached.start(
+                "sealrun.alarm",
+                *(self.directory, self.file),
+                log=self.directory / _LOG,
+                variables=config.variables(channels),
+                path="/usr/bin:/bin",
+            )
         troubles = [
             f"{one.name} is not told: {why}"
             for one in channels
@@ -138,37 +139,6 @@ class Alarm:
         from sealrun.alarm.spool import Spool
 
         return Spool(self.directory)
-
-    def _start(self, variables: frozenset[str]) -> None:
-        log = self.directory / _LOG
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        descriptor = os.open(log, flags, 0o600)
-        try:
-            if os.fstat(descriptor).st_size > _LOG_SIZE:
-                os.ftruncate(descriptor, 0)
-            subprocess.Popen(
-                [
-                    *(sys.executable, "-I", "-m", "sealrun.alarm"),
-                    *(os.fspath(self.directory), os.fspath(self.file)),
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=descriptor,
-                cwd="/",
-                env=_environment(variables),
-                start_new_session=True,
-            )
-        finally:
-            os.close(descriptor)
-
-
-def _environment(variables: frozenset[str]) -> dict[str, str]:
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if name in _KEPT or name in variables or name.startswith("XDG_")
-    }
-    return {**kept, "PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
 
 
 def of_finished(finished: Finished, workspace: Path, alerts: Sequence[Alert] = ()) -> Ended:

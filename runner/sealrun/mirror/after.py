@@ -14,12 +14,10 @@ Rules that this module keeps:
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from sealrun import state
+from sealrun import detached, state
 from sealrun.errors import SealrunError
 
 if TYPE_CHECKING:
@@ -31,9 +29,6 @@ if TYPE_CHECKING:
 #: Name of the user's configuration.
 FILE = "mirror.toml"
 _LOG = "background.log"
-#: Bytes of the log; it is begun anew beyond that.
-_LOG_SIZE = 1 << 16
-_KEPT = ("HOME", "LOGNAME", "SEALRUN_HOME", "SSH_AUTH_SOCK", "TMPDIR", "TZ", "USER")
 
 
 def configuration() -> Path:
@@ -77,7 +72,13 @@ def _asked(places: Places, repository: Repository, repository_id: str, file: Pat
     memory = Memory(places)
     memory.ask(Due(repository_id, os.fspath(repository.workspace), time.time()))
     if not memory.has_background():
-        _start(memory.directory, file, _variables(named))
+        detached.start(
+            "sealrun.mirror",
+            file,
+            log=memory.directory / _LOG,
+            variables=_variables(named) | {"SSH_AUTH_SOCK"},
+            path=os.environ.get("PATH", os.defpath),
+        )
     problem = memory.problem()
     if problem is not None:
         return f"the record is not mirrored: {problem}"
@@ -93,31 +94,3 @@ def _variables(destinations: dict[str, Any]) -> frozenset[str]:
         for key in ("url_env", "token_env")
         if key in place
     )
-
-
-def _start(directory: Path, file: Path, variables: frozenset[str]) -> None:
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    log = os.open(directory / _LOG, flags, 0o600)
-    try:
-        if os.fstat(log).st_size > _LOG_SIZE:
-            os.ftruncate(log, 0)
-        subprocess.Popen(
-            [sys.executable, "-I", "-m", "sealrun.mirror", os.fspath(file)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=log,
-            cwd="/",
-            env=_environment(variables),
-            start_new_session=True,
-        )
-    finally:
-        os.close(log)
-
-
-def _environment(variables: frozenset[str]) -> dict[str, str]:
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if name in _KEPT or name in variables or name.startswith("XDG_")
-    }
-    return {**kept, "PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8"}
