@@ -13,16 +13,16 @@ import subprocess
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from sealrun import intents
 from sealrun.integrations.agents import Agent
 from sealrun.integrations.install import install_settings
+from sealrun.ownership import intents
 from sealrun.state import Places, repository_id
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from _git import Repo
-    from sealrun.intents import Log, Match
+    from sealrun.ownership.intents import Log, Match
 
 
 def places_below(home: Path) -> Places:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sealrun.laundering import Foreign, Laundered, contained
+from sealrun.alerts.laundering import Foreign, Laundered, contained
 from sealrun.ledger import Process, WriterFacts
 from sealrun.tree import FILE, CommittedTree, Entry, Spool, blob_id
 

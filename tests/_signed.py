@@ -34,7 +34,7 @@ from sealrun.ledger import (
     open_ledger,
 )
 from sealrun.leftovers import identify
-from sealrun.rebuild import Stored
+from sealrun.reproduce.rebuild import Stored
 
 if TYPE_CHECKING:
     from pathlib import Path

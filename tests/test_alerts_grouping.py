@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from _laundering import tree_of
 from _ledger import alert, ledger_at, opened
-from sealrun import cures
-from sealrun.alerts import (
+from sealrun.alerts import cures
+from sealrun.alerts.grouping import (
     MOST_STATES,
     Standing,
     bases,
@@ -25,10 +25,10 @@ from sealrun.alerts import (
     stand,
     standing,
 )
+from sealrun.alerts.laundering import contained, hunk_digests
 from sealrun.guard.coverage import Moment
 from sealrun.guard.mutations import EvidenceStore, Mutation, Writer
 from sealrun.guard.processes import Process as Seen
-from sealrun.laundering import contained, hunk_digests
 from sealrun.ledger import (
     Alert,
     AlertAccepted,
@@ -39,9 +39,9 @@ from sealrun.ledger import (
     open_ledger,
 )
 from sealrun.ledger.codec import to_document
+from sealrun.ownership.whose import Whose
 from sealrun.tree import Spool, blob_id
 from sealrun.verdict import Phase
-from sealrun.whose import Whose
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

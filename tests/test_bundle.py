@@ -33,7 +33,7 @@ from sealrun.provenance.bundle.export import Exported, export
 from sealrun.provenance.faults import BadBundle, BadEnvelope
 from sealrun.provenance.keys import Keys
 from sealrun.provenance.signing import FILE
-from sealrun.rebuild import Stored, rebuild, tree_of
+from sealrun.reproduce.rebuild import Stored, rebuild, tree_of
 from sealrun.state import Places
 
 if TYPE_CHECKING:

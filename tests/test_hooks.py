@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 
 from _cli import Cli
 from _hooks import WHO, CodingAgent, places_below
-from sealrun import intentlog, intents, state
+from sealrun import state
 from sealrun.errors import Refused, UsageError
 from sealrun.integrations import claude_code, install, patch, place, recording
 from sealrun.integrations import settings as json_settings
 from sealrun.integrations.agents import Agent
+from sealrun.ownership import intentlog, intents
 
 if TYPE_CHECKING:
     from _git import Repo

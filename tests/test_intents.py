@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 
 from _git import Repo
 from _hooks import CodingAgent
-from sealrun import intentlog, intents
 from sealrun.integrations.agents import Agent
 from sealrun.integrations.install import install_git
-from sealrun.intents import Agreement
+from sealrun.ownership import intentlog, intents
+from sealrun.ownership.intents import Agreement
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -571,7 +571,7 @@ def test_a_large_content_is_kept_as_its_hash(tmp_path: Path) -> None:
 def test_records_of_many_hooks_at_once_are_all_kept(tmp_path: Path) -> None:
     """Hooks that append at the same time spoil no record of one another."""
     code = (
-        "import sys; sys.path.insert(0, sys.argv[2]); from sealrun import intentlog\n"
+        "import sys; sys.path.insert(0, sys.argv[2]); from sealrun.ownership import intentlog\n"
         "for n in range(100):\n"
         "    j = intentlog.Journal(sys.argv[1]); j.append({'who': sys.argv[3], 'n': n, 'x': 'y' * 3000})\n"
     )

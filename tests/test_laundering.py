@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from _laundering import BASE, RUFF, change, found, tree_of
-from sealrun.hunks import CELLS, hunks, lines_of, pairs
-from sealrun.laundering import Foreign, contained
+from sealrun.alerts.hunks import CELLS, hunks, lines_of, pairs
+from sealrun.alerts.laundering import Foreign, contained
 from sealrun.tree import blob_id
 
 TRAIN = b"""\
@@ -354,7 +354,7 @@ def test_any_bytes_can_be_asked_about(a: bytes, b: bytes, c: bytes, binary: byte
 
 def test_the_work_of_one_comparison_is_bounded() -> None:
     """Contents made to be slow (the same lines, in other orders) fill no more than the budget."""
-    from sealrun.hunks import _Pairing
+    from sealrun.alerts.hunks import _Pairing
 
     a, b = [b"a", b"b"] * 40_000, [b"b", b"a", b"a"] * 30_000
     pairing = _Pairing(a, b)

@@ -9,9 +9,9 @@ from sealrun.guard import GitChange, GitState, Moment, Mutation, Writer
 from sealrun.guard.coverage import Coverage
 from sealrun.guard.mutations import Evidence, Report
 from sealrun.guard.processes import Process
-from sealrun.ownership import Ownership
+from sealrun.ownership.joined import Ownership
+from sealrun.ownership.sessions import Session
 from sealrun.reasons import Reason
-from sealrun.sessions import Session
 
 AT = Moment(100.0, 1000.0, "boot")
 SESSION = Session("01", 50, 5, "boot", 0, ("agent",), attached=False, begun=0.0)

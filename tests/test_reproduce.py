@@ -23,7 +23,7 @@ from sealrun.image.archive import foundations
 from sealrun.image.base import host_platform, source
 from sealrun.image.store import LayerStore, Records
 from sealrun.ledger import Ledger, open_ledger
-from sealrun.rebuild import Stored, rebuild, tree_of
+from sealrun.reproduce.rebuild import Stored, rebuild, tree_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

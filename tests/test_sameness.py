@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sealrun.sameness import Likeness, Result, Tolerance, compare, measured, overall
+from sealrun.reproduce.sameness import Likeness, Result, Tolerance, compare, measured, overall
 
 RUN = Result(
     outcome="succeeded",

@@ -21,9 +21,9 @@ import pytest
 
 from _cli import Cli
 from _guard import Site, eventually, site
-from sealrun.sessions import Session, Sessions
+from sealrun.ownership.sessions import Session, Sessions
+from sealrun.ownership.whose import Whose, of_mutation
 from sealrun.state import repository_id
-from sealrun.whose import Whose, of_mutation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

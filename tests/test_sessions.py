@@ -13,7 +13,7 @@ import pytest
 from sealrun.errors import UsageError
 from sealrun.guard.filesystem import boot_id
 from sealrun.guard.processes import born
-from sealrun.sessions import COMMAND, KEPT, LARGEST, Session, Sessions, is_alive
+from sealrun.ownership.sessions import COMMAND, KEPT, LARGEST, Session, Sessions, is_alive
 from sealrun.state import Places
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from _cli import Cli
 from _guard import eventually
 from sealrun.importable import Surroundings
-from sealrun.sessions import Sessions
+from sealrun.ownership.sessions import Sessions
 from sealrun.watch.bytecode import Bytecode, Judgement, parse
 from sealrun.watch.sink import Sink
 

@@ -8,8 +8,8 @@ import pytest
 
 from sealrun.guard import Moment, Mutation, Writer
 from sealrun.guard.processes import Process
-from sealrun.sessions import Session
-from sealrun.whose import Whose, classify, of_mutation, programs
+from sealrun.ownership.sessions import Session
+from sealrun.ownership.whose import Whose, classify, of_mutation, programs
 
 BOOT = "boot"
 TOOLS = ("black", "prettier", "pre-commit", "clang-format", "gofmt", "autopep8")

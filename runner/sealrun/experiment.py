@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from sealrun import determinism, facts, intentlog, leftovers, record
+from sealrun import determinism, facts, leftovers, record
 from sealrun import findings as found_by
 from sealrun.data import HashCache, changes
 from sealrun.errors import (
@@ -38,14 +38,15 @@ from sealrun.errors import (
 from sealrun.image.model import PATH, WORKDIR
 from sealrun.ledger import Alert, RunEnded, new_ulid
 from sealrun.metric import Metric, read_metric
-from sealrun.ownership import Ownership, left_by
+from sealrun.ownership import intentlog
+from sealrun.ownership.joined import Ownership, left_by
+from sealrun.ownership.sessions import Sessions
 from sealrun.policy import Tightening, committed_policy, tighten
 from sealrun.progress import Progress
 from sealrun.reasons import Reason
 from sealrun.request import request_for
 from sealrun.sandbox.check import ContainerCheck
 from sealrun.sandbox.contents import Witnesses
-from sealrun.sessions import Sessions
 from sealrun.state import private
 from sealrun.tree import Spool, read_commit
 from sealrun.verdict import Finding, Kind, Outcome, Phase, Verdict, judge
@@ -61,8 +62,8 @@ if TYPE_CHECKING:
     from sealrun.guard import Mutation, Report
     from sealrun.image.model import Loading, SealedImage
     from sealrun.image.seal import Sealed
-    from sealrun.intents import Log
     from sealrun.ledger import Event
+    from sealrun.ownership.intents import Log
     from sealrun.policy import EffectivePolicy
     from sealrun.sandbox.protocol import Container, Ended, FileState, Request, Sandbox
     from sealrun.state import Places
@@ -351,7 +352,7 @@ class Experiment:
         directory = self.places.repository(self.repository_id)
         if not (directory / intentlog.DIRECTORY).exists():
             return None
-        from sealrun.intents import read
+        from sealrun.ownership.intents import read
 
         return read(directory, self.repository.workspace)
 
@@ -373,7 +374,7 @@ class Experiment:
     ) -> None:
         if not mutations:
             return
-        from sealrun import alerts
+        from sealrun.alerts import grouping as alerts
         from sealrun.guard.mutations import EvidenceStore
 
         for alert in alerts.from_mutations(
@@ -427,8 +428,8 @@ class Experiment:
         """Look in the commit for what open alerts are about, whoever committed it."""
         if not self.ledger.events(Alert):
             return
-        from sealrun import alerts
-        from sealrun.laundering import contained
+        from sealrun.alerts import grouping as alerts
+        from sealrun.alerts.laundering import contained
 
         opened = [one for one in alerts.standing(self.ledger) if one.is_open]
         base_of = alerts.bases(self.repository, self.tree.spool)
@@ -444,8 +445,8 @@ class Experiment:
         """Compare what the commit changed with what the agent's hooks say that it meant."""
         if self.meant is None:
             return
-        from sealrun.intents import Agreement, commit_time
-        from sealrun.intents import compare as compare_with
+        from sealrun.ownership.intents import Agreement, commit_time
+        from sealrun.ownership.intents import compare as compare_with
 
         try:
             before = self.repository.resolve(f"{self.tree.commit}^")

@@ -26,15 +26,15 @@ from sealrun.workspace import Kind, diff_lines, unified_diff
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 
+    from sealrun.alerts.laundering import Laundered
     from sealrun.guard.mutations import GitChange, GitState, Mutation, Report
-    from sealrun.intents import Match
-    from sealrun.laundering import Laundered
-    from sealrun.ownership import Ownership
+    from sealrun.ownership.intents import Match
+    from sealrun.ownership.joined import Ownership
+    from sealrun.ownership.whose import Whose
     from sealrun.record import Approvals
     from sealrun.sandbox.contents import Discrepancy
     from sealrun.sandbox.protocol import Interference
     from sealrun.tree import CommittedTree
-    from sealrun.whose import Whose
     from sealrun.workspace import Comparison, Difference
 
 #: Lines of diff kept for one path, and paths that get one: an agent reads the last 50 lines.

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from sealrun.alerts import Standing
+    from sealrun.alerts.grouping import Standing
     from sealrun.ledger import Alert, Anchor, ChainReport, Ledger, Recorded, WriterFacts
 
 #: Characters of an alert's id in the table, at least.
@@ -260,7 +260,7 @@ def latest(ledger: Ledger | None, run: str | None = None) -> tuple[Standing, ...
     Args:
         run: take what was seen in this run alone.
     """
-    from sealrun.alerts import stand
+    from sealrun.alerts.grouping import stand
     from sealrun.ledger import Alert, AlertAccepted
 
     if ledger is None:
@@ -425,7 +425,7 @@ def _state(one: Standing) -> str:
 
 def _evidence(one: Standing) -> Iterator[str]:
     """Yield for each foreign state that is on record whether its bytes are still what they were."""
-    from sealrun.alerts import read_evidence
+    from sealrun.alerts.grouping import read_evidence
 
     shown = [state for state in one.states if state.sha256 is not None]
     for state in shown[:_STATES]:

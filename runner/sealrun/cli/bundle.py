@@ -52,7 +52,7 @@ def export_(
     from sealrun.git import Repository
     from sealrun.leftovers import identify, writable_ledger
     from sealrun.provenance.bundle.export import export
-    from sealrun.rebuild import Stored
+    from sealrun.reproduce.rebuild import Stored
     from sealrun.state import Places
 
     voice = console.current()
@@ -164,7 +164,7 @@ def import_(
     from sealrun.leftovers import identify
     from sealrun.provenance.bundle.checking import checked
     from sealrun.provenance.bundle.imported import install
-    from sealrun.rebuild import Stored
+    from sealrun.reproduce.rebuild import Stored
     from sealrun.state import Places
 
     voice = console.current()

@@ -83,8 +83,8 @@ def _reproducible(results: Path | None, *, json: bool) -> Status:
     from sealrun.cli.reproduce import kept_by
     from sealrun.doctor.reproducible import examine_runs
     from sealrun.git import Repository
-    from sealrun.rebuild import Stored
-    from sealrun.reproduce import originals
+    from sealrun.reproduce.again import originals
+    from sealrun.reproduce.rebuild import Stored
 
     out = console.current()
     with open_here() as here:

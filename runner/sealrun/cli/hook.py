@@ -87,8 +87,8 @@ def status(
 
     Example:  sealrun hook status
     """
-    from sealrun import intents
     from sealrun.integrations import install as hooks
+    from sealrun.ownership import intents
     from sealrun.state import repository_id
 
     places, repository = _here(needed=False)
@@ -110,7 +110,7 @@ def status(
 def _show(found: list[Installed], log: Any, *, json: bool) -> None:  # noqa: ANN401 - intents.Log
     from datetime import datetime
 
-    from sealrun import intents
+    from sealrun.ownership import intents
 
     recorded = [event for event in log.events if isinstance(event, intents.Intent)]
     last = recorded[-1].at if recorded else None

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from sealrun.ledger import Ledger, RunRecord
-    from sealrun.rebuild import Stored
-    from sealrun.reproduce import Repetition, Reproduction
+    from sealrun.reproduce.again import Repetition, Reproduction
+    from sealrun.reproduce.rebuild import Stored
 
 #: What a loop calls its table.
 RESULTS = "results.tsv"
@@ -71,8 +71,8 @@ def command(
     """
     from sealrun.git import Repository
     from sealrun.leftovers import identify, writable_ledger
-    from sealrun.rebuild import Stored
-    from sealrun.reproduce import originals, reproduce
+    from sealrun.reproduce.again import originals, reproduce
+    from sealrun.reproduce.rebuild import Stored
     from sealrun.state import Places
 
     if (run is not None) + all_ + kept != 1:
@@ -112,7 +112,7 @@ def own_or_imported(ledger: Ledger, stored: Stored, named: str) -> RunRecord:
         UsageError: there is none, or several.
     """
     from sealrun.provenance.bundle import imported
-    from sealrun.reproduce import find
+    from sealrun.reproduce.again import find
 
     try:
         return find(ledger, named)
@@ -129,7 +129,7 @@ def kept_by(ledger: Ledger, file: Path) -> list[RunRecord]:
     Raises:
         UsageError: the table cannot be read.
     """
-    from sealrun.reproduce import kept
+    from sealrun.reproduce.again import kept
 
     try:
         with file.open("rb") as stream:
@@ -148,7 +148,7 @@ def kept_by(ledger: Ledger, file: Path) -> list[RunRecord]:
 def _batch(
     wanted: list[RunRecord], stored: Stored, times: int, tolerance: float | None, *, json: bool
 ) -> int:
-    from sealrun.reproduce import reproduce
+    from sealrun.reproduce.again import reproduce
 
     voice = console.current()
     made: list[tuple[RunRecord, Reproduction | SealrunError]] = []
@@ -181,7 +181,7 @@ def _batch(
 
 
 def _status(made: list[Reproduction], *, failed: bool) -> Status:
-    from sealrun.sameness import Likeness
+    from sealrun.reproduce.sameness import Likeness
 
     if any(one.likeness is Likeness.DIFFERENT for one in made):
         return Status.DIFFERENT
@@ -201,7 +201,7 @@ def _tell(made: Reproduction) -> None:
 
 
 def _tell_one(made: Reproduction, one: Repetition, *, several: bool) -> None:
-    from sealrun.reproduce import metric_of
+    from sealrun.reproduce.again import metric_of
 
     out = console.current()
     suffix = f": {_words(one.sameness.likeness)}" if several else ""
@@ -231,7 +231,7 @@ def _table(made: list[tuple[RunRecord, Reproduction | SealrunError]]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from sealrun.reproduce import metric_of
+    from sealrun.reproduce.again import metric_of
 
     shown = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("run", "commit", "then", "now", "result", "why"):
@@ -270,7 +270,7 @@ def _row(original: RunRecord, made: Reproduction | SealrunError) -> dict[str, An
 
 def _document(made: Reproduction) -> dict[str, Any]:
     from sealrun.ledger import document
-    from sealrun.reproduce import metric_of
+    from sealrun.reproduce.again import metric_of
 
     allowed = made.tolerance
     return {

@@ -19,7 +19,7 @@ from sealrun.errors import RepositoryError, SealrunError, Status
 
 if TYPE_CHECKING:
     from sealrun.git import Repository
-    from sealrun.sessions import Session
+    from sealrun.ownership.sessions import Session
 
 
 class _StartsByDefault(TyperGroup):
@@ -52,8 +52,8 @@ def start(
     Example:  sealrun session -- claude
     """
     from sealrun import cli
-    from sealrun.agent import become, watch_between
-    from sealrun.sessions import Sessions
+    from sealrun.ownership.agent import become, watch_between
+    from sealrun.ownership.sessions import Sessions
     from sealrun.state import Places, repository_id
 
     places, repository = Places.of_user(), _repository()
@@ -87,8 +87,8 @@ def attach_command(
 
     Example:  sealrun session attach 4711
     """
-    from sealrun.agent import attach, watch_between
-    from sealrun.sessions import Sessions
+    from sealrun.ownership.agent import attach, watch_between
+    from sealrun.ownership.sessions import Sessions
     from sealrun.state import Places, repository_id
 
     places, repository = Places.of_user(), _repository()
@@ -113,7 +113,7 @@ def list_command(
 
     Example:  sealrun session list
     """
-    from sealrun.sessions import Sessions
+    from sealrun.ownership.sessions import Sessions
     from sealrun.state import Places, repository_id
 
     repository = _repository()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sealrun.cli.reading import Here
     from sealrun.provenance.keys import PublicKey
     from sealrun.provenance.verification import OnRecord, Verified
-    from sealrun.rebuild import Stored
+    from sealrun.reproduce.rebuild import Stored
 
 
 def command(
@@ -98,7 +98,7 @@ def on_record(here: Here, name: str) -> OnRecord | None:
     """Return what is here of a run; None where there is no such run."""
     from sealrun.git import Repository
     from sealrun.provenance.verification import OnRecord
-    from sealrun.rebuild import Stored
+    from sealrun.reproduce.rebuild import Stored
 
     if here.ledger is None:
         return None

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sealrun.errors import SealrunError
-from sealrun.rebuild import missing
+from sealrun.reproduce.rebuild import missing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from sealrun.ledger import RunRecord
-    from sealrun.rebuild import Stored
+    from sealrun.reproduce.rebuild import Stored
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ Rules that this module keeps:
 from __future__ import annotations
 
 from sealrun.integrations import patch
-from sealrun.intentlog import ABSENT
+from sealrun.ownership.intentlog import ABSENT
 
 TYPE_CHECKING = False  # typing's own costs every hook 3 ms
 if TYPE_CHECKING:

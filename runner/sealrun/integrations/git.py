@@ -20,7 +20,7 @@ import subprocess
 
 from sealrun.integrations import place
 from sealrun.integrations.recording import observe
-from sealrun.intentlog import ABSENT, CONTENT_LIMIT, Journal, directory_of, last_records
+from sealrun.ownership.intentlog import ABSENT, CONTENT_LIMIT, Journal, directory_of, last_records
 
 TYPE_CHECKING = False  # typing's own costs every hook 3 ms
 if TYPE_CHECKING:

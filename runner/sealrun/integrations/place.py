@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 
-from sealrun.intentlog import read_file
+from sealrun.ownership.intentlog import read_file
 
 #: ``state.ID_FILE``; a test holds the two together.
 ID_FILE = "sealrun/id"

@@ -19,7 +19,7 @@ import json
 import os
 
 from sealrun.integrations import claude_code, codex, place
-from sealrun.intentlog import (
+from sealrun.ownership.intentlog import (
     ABSENT,
     CONTENT_LIMIT,
     Journal,

@@ -34,7 +34,7 @@ from sealrun.provenance.statement import (
     statement,
     until,
 )
-from sealrun.rebuild import tree_of
+from sealrun.reproduce.rebuild import tree_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from sealrun.ledger.codec import Json
     from sealrun.provenance.envelope import Statement
     from sealrun.provenance.keys import PublicKey
-    from sealrun.rebuild import Stored
+    from sealrun.reproduce.rebuild import Stored
 
 #: Differences and files that are named; more are counted.
 _NAMED = 5

@@ -29,14 +29,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sealrun.errors import GuardError, ObjectCorrupt, SealrunError
 from sealrun.guard.core import Guard
 from sealrun.guard.filesystem import read_mounts
+from sealrun.ownership.sessions import Sessions
+from sealrun.ownership.whose import of_mutation
 from sealrun.policy import FOREIGN_TOOLS
 from sealrun.reasons import Reason
-from sealrun.sessions import Sessions
 from sealrun.state import Places, private, repository_id
 from sealrun.watch.expected import Expected, of, verify_objects
 from sealrun.watch.stream import Conclusion, Detection
 from sealrun.watch.tree import BEHIND, RUN, WatchedTree
-from sealrun.whose import of_mutation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from sealrun.guard import Mutation, Report
     from sealrun.guard.filesystem import Mount
-    from sealrun.sessions import Session
+    from sealrun.ownership.sessions import Session
 
 T = TypeVar("T")
 log = logging.getLogger("sealrun.watch")

@@ -38,7 +38,7 @@ from sealrun.provenance.bundle.index import (
 from sealrun.provenance.bundle.links import parse
 from sealrun.provenance.signing import FILE
 from sealrun.provenance.statement import is_sha256
-from sealrun.rebuild import policy_of, rebuild, tree_of
+from sealrun.reproduce.rebuild import policy_of, rebuild, tree_of
 from sealrun.state import private
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from sealrun.ledger import Ledger, RunRecord
     from sealrun.ledger.chain import Link
     from sealrun.progress import Progress
-    from sealrun.rebuild import Stored
+    from sealrun.reproduce.rebuild import Stored
 
 #: zlib's levels: a thin bundle is text and code, a full one is mostly wheels that hardly shrink.
 _THIN, _FULL = 9, 1

@@ -39,7 +39,7 @@ from sealrun.state import private
 if TYPE_CHECKING:
     from sealrun.ledger import Event, Ledger, Recorded, RunRecord
     from sealrun.provenance.bundle.checking import Checked, CheckedRun, Unpacked
-    from sealrun.rebuild import Stored
+    from sealrun.reproduce.rebuild import Stored
     from sealrun.state import Places
 
 _EVENTS = "events.jsonl"

@@ -25,7 +25,7 @@ from difflib import SequenceMatcher
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from sealrun.hunks import hunks, is_text, lines_of, pairs
+from sealrun.alerts.hunks import hunks, is_text, lines_of, pairs
 from sealrun.tree import SYMLINK, blob_id
 
 if TYPE_CHECKING:

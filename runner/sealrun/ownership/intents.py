@@ -27,8 +27,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal
 
-from sealrun import intentlog
-from sealrun.intentlog import ABSENT
+from sealrun.ownership import intentlog
+from sealrun.ownership.intentlog import ABSENT
 from sealrun.tree import EXECUTABLE, FILE
 
 if TYPE_CHECKING:

@@ -14,13 +14,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sealrun.whose import Whose, classify, of_mutation
+from sealrun.ownership.whose import Whose, classify, of_mutation
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from sealrun.guard.mutations import GitChange, Mutation, Report
-    from sealrun.sessions import Session
+    from sealrun.ownership.sessions import Session
     from sealrun.tree import CommittedTree
 
 #: Seconds between a change and the agent's hook that tells of it.

@@ -31,7 +31,7 @@ from sealrun.ledger import Filter, Reproduced
 from sealrun.metric import read_metric
 from sealrun.policy import MetricPolicy
 from sealrun.reasons import Reason
-from sealrun.rebuild import (
+from sealrun.reproduce.rebuild import (
     Stored,
     data_of,
     missing_layers,
@@ -40,7 +40,7 @@ from sealrun.rebuild import (
     require_image,
     tree_of,
 )
-from sealrun.sameness import (
+from sealrun.reproduce.sameness import (
     Likeness,
     Result,
     Sameness,

@@ -13,8 +13,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sealrun import whose
 from sealrun.guard.processes import Process as Seen
+from sealrun.ownership import whose
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from sealrun.git import Repository
-    from sealrun.sessions import Session, Sessions
+    from sealrun.ownership.sessions import Session, Sessions
     from sealrun.state import Places
 
 #: Signals that Python ignores on its own account; an agent gets what programs usually get.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from sealrun.guard.mutations import Mutation, Writer
     from sealrun.guard.processes import Process
-    from sealrun.sessions import Session
+    from sealrun.ownership.sessions import Session
 
 Category = Literal["loop", "foreign", "unknown"]
 

@@ -23,10 +23,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from sealrun import cures, writers
+from sealrun import writers
+from sealrun.alerts import cures
+from sealrun.alerts.laundering import Foreign, hunk_digests
 from sealrun.errors import StorageFault
 from sealrun.findings import DIFF_PATHS, diff_of, phase_of, text
-from sealrun.laundering import Foreign, hunk_digests
 from sealrun.ledger import Alert, AlertAccepted, ForeignState, new_ulid, utc
 from sealrun.moved import found_at
 from sealrun.reasons import Reason
@@ -38,9 +39,9 @@ if TYPE_CHECKING:
     from sealrun.guard.mutations import Evidence, EvidenceStore, Mutation
     from sealrun.guard.processes import Process as Seen
     from sealrun.ledger import Ledger, Recorded, WriterFacts
+    from sealrun.ownership.whose import Whose
     from sealrun.tree import CommittedTree, Spool
     from sealrun.verdict import Phase
-    from sealrun.whose import Whose
 
 #: Seconds between two changes of one program's run, and of several without a known writer.
 APART, APART_UNKNOWN = 5.0, 1.0
