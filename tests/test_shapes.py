@@ -11,14 +11,24 @@ from typing import TYPE_CHECKING
 import pytest
 
 from _cli import Cli
+from _interpreter import source
 from _wheels import only_from
 from shapes import build
 from shapes.table import ROWS, Row
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from _git import Repo
+    from _interpreter import Source
+
+
+@pytest.fixture(scope="module")
+def interpreters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Source]:
+    """Where uv gets interpreters from."""
+    with source(tmp_path_factory.mktemp("interpreters")) as served:
+        yield served
 
 
 def _case(row: Row) -> object:
@@ -29,12 +39,18 @@ def _case(row: Row) -> object:
 @pytest.mark.engine
 @pytest.mark.parametrize("row", [_case(row) for row in ROWS])
 def test_a_repository_of_this_shape(
-    row: Row, repo: Repo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    row: Row,
+    repo: Repo,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    interpreters: Source,
 ) -> None:
     """After init, a commit and warm it runs clean, or warm and run both say why it does not."""
     links = tmp_path / "links"
     links.mkdir()
     only_from(links, monkeypatch)
+    for name, value in interpreters.variables.items():
+        monkeypatch.setenv(name, value)
     directory = getattr(build, row.name)(repo, links)
     cli = Cli(directory, tmp_path / "home").with_base()
     try:

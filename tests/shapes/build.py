@@ -138,14 +138,14 @@ def pinned(repo: Repo, links: Path) -> Path:
     return _locked(repo, links, files | {".python-version": "3.11\n"})
 
 
-def pinned_elsewhere(repo: Repo, _links: Path) -> Path:
+def pinned_elsewhere(repo: Repo, links: Path) -> Path:
     """The shape: ``.python-version`` that the base does not have."""
-    files = {"train.py": TRAIN, "pyproject.toml": _project(), ".python-version": "3.99\n"}
-    return _committed(repo, files)
+    files = {"train.py": WITH_PACKAGE, "pyproject.toml": _project('"aa"', python=">=3.9")}
+    return _locked(repo, links, files | {".python-version": "3.9\n"})
 
 
 def requires_more(repo: Repo, _links: Path) -> Path:
-    """The shape: ``requires-python`` that the base cannot satisfy."""
+    """The shape: ``requires-python`` that no Python satisfies."""
     return _committed(repo, {"train.py": TRAIN, "pyproject.toml": _project(python=">=3.99")})
 
 

@@ -75,14 +75,14 @@ ROWS = (
     ),
     Row("pinned", "`.python-version` of the base's version", _UV, _LOSS, heavy=True),
     Row(
-        *("pinned_elsewhere", "`.python-version` that the base does not have", _UV),
-        *(".python-version asks for Python 3.99, but the base has 3.11", 121),
-        note="name a base that has it",
+        *("pinned_elsewhere", "`.python-version` that the base does not have", _UV, _LOSS),
+        note="`warm` obtains that Python through uv",
     ),
     Row(
-        *("requires_more", "`requires-python` that the base cannot satisfy", _UV),
+        *("requires_more", "`requires-python` that no Python satisfies", _UV),
         *("requires Python >=3.99, but the base has 3.11", 121),
         note="name a base that has it",
+        cold=True,
     ),
     Row("script", "a script alone", _PYTHON, _LOSS, note="with the standard library"),
     Row(

@@ -137,7 +137,7 @@ class Workbench:
             )
         with engine_words(what):
             self._sweep()
-            image = self._image()
+            image = bare(self.base, self.layers, self.engine, self.progress)
             container = self.engine.create_container(
                 image,
                 command=["timeout", str(_LONGEST), "sh", "-euc", script, "build", *arguments],
@@ -179,11 +179,6 @@ class Workbench:
         filters = {"label": f"{LABEL}={self.key}"}
         for container in self.engine.containers(all=True, filters=filters):
             self.engine.remove_container(container["Id"], force=True, v=True)
-
-    def _image(self) -> str:
-        nothing = normal.write_layer({}, self.layers)
-        image = assemble(self.base, Environment("build", None, None), nothing)
-        return load(image, self.engine, stack(image).reference, self.progress).engine_image
 
     def _environment(self) -> dict[str, str]:
         home = f"/{_DIRECTORY}"
@@ -242,6 +237,17 @@ class Workbench:
                 raise EnvironmentFault("a build left more than 4 GiB behind")
         spooled.seek(0)
         return dict(_regular(spooled))
+
+
+def bare(base: Base, layers: LayerStore, engine: Any, progress: Progress) -> str:  # noqa: ANN401 - docker-py ships no types
+    """Bring a base without anything on top into an engine; return what the engine calls it.
+
+    Raises:
+        EngineError: the engine failed.
+        StorageFault: a layer that has to be sent is missing or damaged.
+    """
+    image = assemble(base, Environment("build", None, None), normal.write_layer({}, layers))
+    return load(image, engine, stack(image).reference, progress).engine_image
 
 
 def _regular(spooled: io.BytesIO) -> Iterator[tuple[str, bytes]]:

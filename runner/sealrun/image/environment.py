@@ -19,7 +19,7 @@ import tomllib
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from sealrun.errors import SealRefused
 from sealrun.image.model import ENVIRONMENT, Environment
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from sealrun.image import lock
+    from sealrun.image.asked import Demand
     from sealrun.image.model import Base
     from sealrun.policy import ImagePolicy
     from sealrun.state import Places
@@ -111,7 +112,7 @@ def plan(tree: CommittedTree, policy: ImagePolicy, base: Base) -> Plan:
 
     Raises:
         SealRefused: the policy names a lock that is not there or of no known kind, or the base's
-            Python is not the one that the commit asks for.
+            Python is not the one that the commit asks for (see ``interpreter``).
     """
     kind, source = _find_lock(tree, policy.environment)
     project = _project(tree)
@@ -123,13 +124,15 @@ def plan(tree: CommittedTree, policy: ImagePolicy, base: Base) -> Plan:
             f"{source} asks for Python packages, but the base {base.origin} has no Python",
             hint='Name a base with Python, e.g. [image] base = "debian-python".',
         )
+    from sealrun.image import asked, install
+
+    if base.python is not None:
+        asked.check(demands(tree, policy), base.python)
     if kind is Kind.NONE and not with_uv:
         return Plan(kind, None, key_of(["none"]), base)
-    from sealrun.image import install
 
     files = _files(tree, kind, source)
     chosen = Plan(kind, source, "", base, with_uv, policy.build_sdists, files, tree)
-    _check_python(tree, chosen, project or {})
     inputs = [
         *(LAYOUT, kind.value, source, with_uv, policy.build_sdists, base_key(base)),
         *(install.pinned_uv(chosen.target).program if with_uv else None,),
@@ -157,7 +160,7 @@ def _find_lock(tree: CommittedTree, named: str) -> tuple[Kind, str | None]:
         if tree.get(name.encode()) is not None:
             return _kind(name), name
     project = _project(tree)
-    if project and project.get("project", {}).get("dependencies"):
+    if _table(project).get("dependencies"):
         return Kind.REQUIREMENTS, PROJECT
     return Kind.NONE, None
 
@@ -183,6 +186,18 @@ def _project(tree: CommittedTree) -> dict[str, Any] | None:
         return tomllib.loads(text_of(tree, PROJECT))
     except tomllib.TOMLDecodeError as error:
         raise SealRefused(f"{PROJECT} is not readable TOML: {error}") from error
+
+
+def _table(project: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Return what a ``pyproject.toml`` says under ``[project]``.
+
+    Raises:
+        SealRefused: that is no table.
+    """
+    table = (project or {}).get("project", {})
+    if not isinstance(table, dict):
+        raise SealRefused(f"{PROJECT}: project is no table")
+    return cast("Mapping[str, Any]", table)
 
 
 def text_of(tree: CommittedTree, path: str) -> str:
@@ -258,18 +273,28 @@ def tree_path(above: str, path: str) -> str:
     return "/".join(parts)
 
 
-def _check_python(tree: CommittedTree, chosen: Plan, project: Mapping[str, Any]) -> None:
-    from sealrun.image import lock
+def demands(tree: CommittedTree, policy: ImagePolicy) -> tuple[Demand, ...]:
+    """Return where a commit says which Python it needs; a policy without environment asks nothing.
 
-    requires = project.get("project", {}).get("requires-python")
-    lock.check_python(requires, PROJECT, chosen.target)
-    if tree.get(b".python-version") is not None:
-        text = text_of(tree, ".python-version")
-        lock.check_python_version(text, ".python-version", chosen.target)
-    if chosen.source and chosen.kind in (Kind.UV, Kind.PYLOCK):
-        head = chosen.files[chosen.source].decode("utf-8", "replace").split("\n[[", 1)[0]
+    Raises:
+        SealRefused: one of its files cannot be read.
+    """
+    from sealrun.image import asked
+
+    if policy.environment == "none":
+        return ()
+    kind, source = _find_lock(tree, policy.environment)
+    found: list[Demand | None] = []
+    if tree.get(asked.VERSION_FILE.encode()) is not None:
+        text = text_of(tree, asked.VERSION_FILE)
+        found.append(asked.version_file(text, asked.VERSION_FILE))
+    if requires := _table(_project(tree)).get("requires-python"):
+        found.append(asked.required(str(requires), PROJECT))
+    if source and kind in (Kind.UV, Kind.PYLOCK):
+        head = _bytes(tree, source).decode("utf-8", "replace").split("\n[[", 1)[0]
         if match := _REQUIRES.search(head):
-            lock.check_python(match[1], chosen.source, chosen.target)
+            found.append(asked.required(match[1], source))
+    return tuple(demand for demand in found if demand is not None)
 
 
 def base_key(base: Base) -> list[Any]:

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from packaging.markers import InvalidMarker, Marker
-from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.tags import compatible_tags, cpython_tags
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 
 from sealrun.errors import SealRefused
+from sealrun.image import asked
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -329,43 +329,8 @@ def check_python(requires: object, where: str, target: Target) -> None:
     Raises:
         SealRefused: the base's Python does not satisfy it.
     """
-    if not requires:
-        return
-    try:
-        fits = SpecifierSet(str(requires)).contains(target.python, prereleases=True)
-    except InvalidSpecifier as error:
-        raise SealRefused(f"{where}: requires-python {requires!r} is malformed") from error
-    if not fits:
-        raise _python_refused(f"{where} requires Python {requires}", target)
-
-
-def check_python_version(text: str, where: str, target: Target) -> None:
-    """Check a ``.python-version`` against the base: its first line, as pyenv and uv read it.
-
-    Raises:
-        SealRefused: the base's Python is another.
-    """
-    lines = [line.split("#")[0].strip() for line in text.splitlines()]
-    wanted = next((line for line in lines if line), "")
-    number = re.fullmatch(r"(?:(?:cpython|python)[-@]?)?(\d+(?:\.\d+){0,2})", wanted)
-    if not wanted or wanted in ("cpython", "system"):
-        return
-    if number:
-        asked = number[1].split(".")
-        if target.python.split(".")[: len(asked)] == asked:
-            return
-    elif re.match(r"[<>=!~]", wanted):
-        check_python(wanted, where, target)
-        return
-    raise _python_refused(f"{where} asks for Python {wanted}", target)
-
-
-def _python_refused(message: str, target: Target) -> SealRefused:
-    return SealRefused(
-        f"{message}, but the base has {target.python}",
-        hint="Name a base with that Python in sealrun.toml, e.g. [image] base = "
-        '"python:3.X-slim@sha256:...", or ask for the Python that the base has.',
-    )
+    if requires:
+        asked.check([asked.required(str(requires), where)], target.python)
 
 
 def includes(text: str) -> list[str]:

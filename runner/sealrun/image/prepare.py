@@ -1,4 +1,4 @@
-"""Base and environment of a commit: found in the store, or made where somebody waits for it.
+"""Base, Python and environment of a commit: found in the store, or made where somebody waits for it.
 
 Rules that this module keeps:
 
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from sealrun.errors import ColdStart
 from sealrun.image import base as bases
 from sealrun.image import environment as environments
+from sealrun.image import interpreter
 
 if TYPE_CHECKING:
     from sealrun.engine import Engine
@@ -49,6 +50,7 @@ def prepare(
         if not make:
             raise _cold(f"the base {policy.base!r} is not here yet")
         base = bases.make_base(policy.base, tree, places, platform, engine.client, progress)
+    base = _with_python(tree, policy, base, places, engine, progress, make=make)
     plan = environments.plan(tree, policy, base)
     environment = environments.find_environment(plan, places)
     if environment is None:
@@ -58,6 +60,28 @@ def prepare(
 
         environment = make_environment(plan, base, places, progress, engine.client)
     return base, environment
+
+
+def _with_python(
+    tree: CommittedTree,
+    policy: ImagePolicy,
+    base: Base,
+    places: Places,
+    engine: Engine,
+    progress: Progress,
+    *,
+    make: bool,
+) -> Base:
+    """Return the base with the Python that the commit asks for."""
+    wish = interpreter.wanted(tree, policy, base)
+    if wish is None:
+        return base
+    found = interpreter.find(wish, places)
+    if found is None:
+        if not make:
+            raise _cold(f"{wish.reason}; another one is not here yet")
+        found = interpreter.make(wish, places, engine.client, progress)
+    return found
 
 
 def _cold(what: str) -> ColdStart:
