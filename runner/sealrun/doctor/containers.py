@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sealrun.doctor.model import Check, Grade
+from sealrun.doctor.situations import judge_engine, judge_limits
 from sealrun.engine import survey
 from sealrun.errors import SealrunError
 
@@ -51,4 +52,4 @@ def engine(places: Places) -> tuple[Engine | None, list[Check]]:
             f"{here.store}, driver vfs: every layer is a full copy, slow and large",
             "Put the engine's data on a file system that is not an overlay (SEALRUN_HOME).",
         )
-    return here, rows
+    return here, [*rows, judge_engine(here), judge_limits(here)]

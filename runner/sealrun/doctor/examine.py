@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from sealrun.doctor import alarm, containers, machine, mirror, repository, rewriters, watching
 from sealrun.doctor.model import Check, Diagnosis, Grade, summarise
+from sealrun.doctor.situations import judge_machine
+from sealrun.doctor.surroundings import Surroundings
 from sealrun.errors import SealrunError
 from sealrun.git import Repository
 from sealrun.state import repository_id
@@ -42,9 +44,8 @@ def examine(places: Places, directory: Path) -> Diagnosis:
         places: where sealrun keeps its things.
         directory: usually the current one; need not be in a repository.
     """
-    checks: list[Check] = []
     engine, rows = containers.engine(places)
-    checks += rows
+    checks = [judge_machine(Surroundings.here(), engine), *rows]
     for family in (
         lambda: machine.disks(places, engine),
         lambda: watching.state(places),

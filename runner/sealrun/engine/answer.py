@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 PATIENCE = 2.0
 #: Bytes of an answer that we are willing to read; a real one has about four thousand.
 _MOST = 8 << 20
+#: What ``/info`` says of each limit (Engine API v1.41, "SystemInfo"), and our word for it.
+_LIMITS = (("MemoryLimit", "memory"), ("PidsLimit", "processes"), ("CpuCfsQuota", "CPU time"))
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,9 @@ class Answer:
         api_version: the newest that it speaks.
         store: ``classic`` or ``containerd``; the latter names images by manifest digest.
         root: the engine's data directory, in its own words.
+        podman: it is podman, which speaks Docker's API.
+        system: what the engine runs on, in its own words, e.g. ``Docker Desktop``.
+        unenforced: the limits that it cannot enforce here; empty where it says nothing of them.
     """
 
     id: str
@@ -48,6 +53,9 @@ class Answer:
     cgroup_version: str
     root: str
     architecture: str
+    podman: bool
+    system: str
+    unenforced: tuple[str, ...]
 
 
 class NoAnswer(Exception):
@@ -159,4 +167,8 @@ def _understand(info: object, api_version: str) -> Answer:
         cgroup_version=str(facts.get("CgroupVersion") or "1"),
         root=str(facts.get("DockerRootDir") or ""),
         architecture=str(facts.get("Architecture") or ""),
+        # podman fills in Docker's structure and adds the version of the library that it builds with.
+        podman="BuildahVersion" in facts,
+        system=str(facts.get("OperatingSystem") or ""),
+        unenforced=tuple(word for key, word in _LIMITS if facts.get(key) is False),
     )

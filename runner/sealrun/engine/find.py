@@ -56,6 +56,9 @@ class Engine:
         cgroup_version: ``1`` or ``2``.
         private: ``sealrun engine up`` started it.
         root: its data directory, in its own words.
+        podman: it is podman, which speaks Docker's API.
+        system: what it runs on, in its own words, e.g. ``Docker Desktop``.
+        unenforced: the limits that it cannot enforce: of ``memory``, ``processes``, ``CPU time``.
         mapping: what our paths are called there.
     """
 
@@ -70,6 +73,9 @@ class Engine:
     cgroup_version: str
     private: bool
     root: str
+    podman: bool
+    system: str
+    unenforced: tuple[str, ...]
     mapping: PathMapping
     tls: endpoints.Tls | None = None
 
@@ -204,6 +210,9 @@ def _engine(candidate: Candidate, said: Answer, mapping: PathMapping) -> Engine:
         cgroup_version=said.cgroup_version,
         private=candidate.private,
         root=said.root,
+        podman=said.podman,
+        system=said.system,
+        unenforced=said.unenforced,
         mapping=mapping,
         tls=candidate.tls,
     )

@@ -610,7 +610,7 @@ class Guard:
         elif Reason.REMOTE_FILE_SYSTEM not in self._open:
             self._open[Reason.REMOTE_FILE_SYSTEM] = Loss(
                 Reason.REMOTE_FILE_SYSTEM,
-                f"writes from elsewhere to {', '.join(remote)} make no event here",
+                f"content-only: writes from elsewhere to {', '.join(remote)} make no event here",
                 time.monotonic(),
                 numbers={"file_systems": len(remote)},
             )
