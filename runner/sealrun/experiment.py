@@ -277,6 +277,21 @@ class Experiment:
     def _add(self, *findings: Finding) -> None:
         self.course.findings.extend(findings)
 
+    def _look_for_keys(self, *, after: bool = False) -> None:
+        """Note what looks like a key in the commit and its policy, or in what the run left."""
+        from sealrun.secrets import after_run, before_run
+
+        with self.clock.step("keys"):
+            if after:
+                looks = after_run(self.log, self.directory / "outputs")
+            else:
+                looks = before_run(self.tree, self.policy.policy, self.places)
+        for looked in looks:
+            self._add(*looked.findings())
+            self.course.verified.append(looked.sentence)
+            for line in looked.warnings():
+                self.listener.say(line)
+
     # -- 2: the guard watches, completely and from now on ----------------------------------------
 
     def _guarded(self) -> Finished:
@@ -314,6 +329,7 @@ class Experiment:
         # What was not watched is known already; a policy may refuse to start on it.
         self._add(*found_by.from_gaps(self.guard.drain(self.id)))
         if self._may_start():
+            self._look_for_keys()
             self._sealed()
         return self._judged(before)
 
@@ -549,6 +565,7 @@ class Experiment:
                 request,
                 self.datasets,
                 self.clock.timings,
+                self.policy.policy.sandbox.pass_variables,
             )
         )
         with self.clock.step("create"):
@@ -777,6 +794,8 @@ class Experiment:
             self._add(*found_by.from_report(course.report, self.tree, course.gate, self.owners))
             if before is not None and course.started:
                 self._compare_again(before, course.report)
+        if course.started:
+            self._look_for_keys(after=True)
         verdict = judge(deduplicated(course.findings), policy, started=course.started)
         metric = None
         if course.started:

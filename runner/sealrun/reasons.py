@@ -76,6 +76,7 @@ class Reason(StrEnum):
     SANDBOX_LOOSENED = "sandbox-loosened"
     OTHER_REVISION = "other-revision"
     FIRST_APPROVAL = "first-approval"
+    KEY_FOUND = "key-found"
 
 
 MEANINGS: dict[Reason, Meaning] = {
@@ -177,5 +178,9 @@ MEANINGS: dict[Reason, Meaning] = {
     Reason.OTHER_REVISION: Meaning(Severity.NOTE, "the run executed another revision than HEAD"),
     Reason.FIRST_APPROVAL: Meaning(
         Severity.NOTE, "the first run in this repository: it approves the policy in its commit"
+    ),
+    Reason.KEY_FOUND: Meaning(
+        Severity.NOTE,
+        "what looks like a key is in the commit, in a variable that is passed, or in what the run left",
     ),
 }

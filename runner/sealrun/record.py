@@ -38,6 +38,7 @@ from sealrun.ledger import (
     utc,
 )
 from sealrun.policy import Approvable, approvable, approved_policy
+from sealrun.secrets.withheld import withheld
 from sealrun.verdict import severity
 
 if TYPE_CHECKING:
@@ -183,8 +184,14 @@ def sealed(
     request: Request,
     datasets: Sequence[Dataset],
     timings: Mapping[str, float],
+    passed: Sequence[str] = (),
 ) -> RunProgress:
-    """Return the event of an image that was sealed and loaded."""
+    """Return the event of an image that was sealed and loaded.
+
+    Args:
+        passed: names of variables that came from the caller: what looks like a key among them is
+            named and not kept.
+    """
     middle = image.environment.layer
     roles = ["base"] * len(image.base.layers) + (["environment"] if middle else []) + ["tree"]
     return RunProgress(
@@ -207,7 +214,7 @@ def sealed(
             fallback=loading.fallback,
         ),
         init=request.init_digest,
-        variables=dict(request.environment),
+        variables=withheld(request.environment, passed),
         engine=engine_facts(engine),
         data=tuple(
             DataFacts(

@@ -42,6 +42,7 @@ def command(
     from sealrun.image.tree_layer import TreeLayers
     from sealrun.leftovers import identify
     from sealrun.policy import committed_policy
+    from sealrun.secrets import SEEN, Seen, in_commit
     from sealrun.state import Places
     from sealrun.tree import Spool, read_commit
 
@@ -51,6 +52,8 @@ def command(
     identity = identify(repository)
     spool = Spool(places.spool(identity), repository.algorithm)
     tree = read_commit(repository, repository.resolve(rev), spool)
+    for line in in_commit(tree, Seen(places.cache / SEEN)).warnings():
+        voice.say(line)
     effective = committed_policy(tree)
     policy = effective.policy
     engine = connect(places)

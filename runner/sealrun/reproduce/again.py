@@ -52,6 +52,7 @@ from sealrun.reproduce.sameness import (
     threads,
 )
 from sealrun.sandbox.init import place_init
+from sealrun.secrets.withheld import given_back
 from sealrun.verdict import Finding, Kind
 
 if TYPE_CHECKING:
@@ -284,7 +285,7 @@ class _Again(Experiment):
         if variables is None:
             # Recorded before variables were: what the policy gives is what it gave then.
             return replace(request, environment=self._same_threads(request.environment))
-        request = replace(request, environment=self._same_threads(variables))
+        request = replace(request, environment=self._same_threads(given_back(variables)))
         if "SEALRUN_DETERMINISM" in variables:
             init = place_init(self.places.init, platform.machine(), determinism.module())
             request = replace(request, init=init.path)

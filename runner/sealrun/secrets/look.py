@@ -1,0 +1,324 @@
+"""Looks for keys where a run could carry them: its commit, its variables, what it left.
+
+Rules that this module keeps:
+
+- What was looked at once is not looked at again: answers are kept by blob id and by tree id, so that
+  an unchanged commit costs one look-up. They hold where a key is, never the key.
+- Time is bounded, and what was not looked at is said; a later look goes on where this one stopped.
+- Files that a container left are hostile: no link is followed, nothing but regular files is opened,
+  and a large one is looked at in parts.
+- Trouble with reading is no finding, and never stops a run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import stat
+import time
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sealrun.reasons import Reason
+from sealrun.secrets.detect import MOST, VERSION, Key, keys, variable
+from sealrun.tree import SYMLINK
+from sealrun.verdict import Finding
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from sealrun.policy import Policy
+    from sealrun.state import Places
+    from sealrun.tree import CommittedTree, Entry
+
+#: Bytes of a file that are looked at whole; of a larger one so many from its beginning and its end.
+WHOLE, PART = 4 << 20, 1 << 20
+#: Bytes of a file that is no text, from its beginning: what frameworks write into a header.
+BINARY = 256 << 10
+#: Files of one place that are looked at.
+FILES = 20_000
+#: Seconds that files of a commit may take that were never looked at; `warm` looks at all of them.
+NEW = 0.25
+#: Seconds that looking at what a run left may take.
+LEFT = 0.5
+#: Findings of one look; lines of them that are told at once.
+FOUND, TOLD = 100, 3
+
+
+@dataclass(frozen=True)
+class Found:
+    """Something that looks like a key, and where it stands.
+
+    Attributes:
+        place: a path, or the name of a variable.
+        key: what it looks like.
+        lined: whether the key's line counts from the beginning of a file.
+    """
+
+    place: str
+    key: Key
+    lined: bool = True
+
+    def words(self) -> str:
+        """Return it as a sentence; the key itself is no part of it."""
+        where = f"{self.place}:{self.key.line}" if self.lined else self.place
+        return f"{where} holds what looks like a {self.key.words()}"
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What a look found, and what it covered.
+
+    Attributes:
+        what: was looked at, for people.
+        found: at most ``FOUND``.
+        read: bytes that were looked at, of ``size``.
+        left: files that were not looked at, or in part.
+    """
+
+    what: str
+    found: tuple[Found, ...] = ()
+    read: int = 0
+    size: int = 0
+    left: int = 0
+
+    def findings(self) -> Iterator[Finding]:
+        """Yield a note for each key."""
+        for one in self.found:
+            yield Finding(Reason.KEY_FOUND, one.words(), one.place)
+
+    def warnings(self) -> Iterator[str]:
+        """Yield a line for each of the first keys, and one for the others."""
+        for one in self.found[:TOLD]:
+            yield f"warning: {one.words()}"
+        if len(self.found) > TOLD:
+            yield f"warning: {self.what}: {len(self.found) - TOLD} more; sealrun show lists them"
+
+    @property
+    def sentence(self) -> str:
+        """What was covered."""
+        words = f"{self.what}, for keys: {self.read} of {self.size} bytes"
+        if self.left:
+            words += f", {self.left} files in part or not at all"
+        return f"{words}; found {len(self.found)}"
+
+
+#: File of what was found before, in the user's cache.
+SEEN = "keys.sqlite"
+
+
+class Seen:
+    """What was found in blobs and trees before, in one SQLite file; it is a cache."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self.file, timeout=5, isolation_level=None)
+        connection.execute("PRAGMA synchronous = OFF")
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS seen (version TEXT, id TEXT, found TEXT, "
+            "PRIMARY KEY (version, id)) STRICT, WITHOUT ROWID"
+        )
+        return connection
+
+    def get(self, identity: str) -> str | None:
+        """Return what is known of a tree; None where nothing is."""
+        with suppress(sqlite3.Error), closing(self._connect()) as connection:
+            row = connection.execute(
+                "SELECT found FROM seen WHERE version = ? AND id = ?", (VERSION, identity)
+            ).fetchone()
+            return None if row is None else str(row[0])
+        return None
+
+    def all(self) -> dict[str, str]:
+        """Return what is known of every blob."""
+        with suppress(sqlite3.Error), closing(self._connect()) as connection:
+            rows = connection.execute(
+                "SELECT id, found FROM seen WHERE version = ?", (VERSION,)
+            ).fetchall()
+            return {str(identity): str(found) for identity, found in rows}
+        return {}
+
+    def put(self, rows: Mapping[str, str]) -> None:
+        """Remember what was found; what an older table found is forgotten."""
+        with suppress(sqlite3.Error), closing(self._connect()) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("DELETE FROM seen WHERE version <> ?", (VERSION,))
+            connection.executemany(
+                "INSERT OR REPLACE INTO seen VALUES (?, ?, ?)",
+                [(VERSION, identity, found) for identity, found in rows.items()],
+            )
+            connection.execute("COMMIT")
+
+
+def before_run(tree: CommittedTree, policy: Policy, places: Places) -> tuple[Looked, ...]:
+    """Look for keys in what a run takes along, for a quarter of a second at most.
+
+    Args:
+        tree: of the run's commit.
+        policy: that judges it, and names the variables that the container gets.
+        places: of the calling user.
+    """
+    box = policy.sandbox
+    passed = {name: os.environ[name] for name in box.pass_variables if name in os.environ}
+    return (
+        in_commit(tree, Seen(places.cache / SEEN), NEW),
+        in_variables({**box.variables, **passed}),
+    )
+
+
+def after_run(log: Path, outputs: Path) -> tuple[Looked, ...]:
+    """Look for keys in what a run printed and left, for half a second at most.
+
+    Args:
+        log: file of what it printed.
+        outputs: directory of its files, beside the log.
+    """
+    return (in_files((log, outputs), log.parent, LEFT),)
+
+
+def in_commit(tree: CommittedTree, seen: Seen, seconds: float | None = None) -> Looked:
+    """Look for keys in a commit.
+
+    Args:
+        tree: of the commit.
+        seen: what is known already, and where what is found is remembered.
+        seconds: that new files may take; None looks at all of them.
+    """
+    what, size = "the commit", sum(entry.size for entry in tree.entries)
+    # Submodules hang on commits, not on the tree alone.
+    identity = " ".join((tree.tree, *(commit for _, commit in tree.submodules)))
+    known = seen.get(identity)
+    if known is not None:
+        return Looked(what, _found(known), size, size)
+    answers = seen.all()
+    until = None if seconds is None else time.monotonic() + seconds
+    new: dict[str, str] = {}
+    found: list[Found] = []
+    read = left = 0
+    for entry in tree.entries:
+        answer = answers.get(entry.oid) or new.get(entry.oid)
+        if answer is None:
+            if until is not None and time.monotonic() > until:
+                left += 1
+                continue
+            answer = new[entry.oid] = _of_blob(tree, entry)
+        read += entry.size
+        place = entry.path.decode("utf-8", "backslashreplace")
+        found += [Found(place, Key(*row)) for row in json.loads(answer)]
+    looked = Looked(what, tuple(found[:FOUND]), read, size, left)
+    if not left:
+        new[identity] = json.dumps(
+            [[f.place, f.key.kind, f.key.line, f.key.shown] for f in looked.found]
+        )
+    if new:
+        seen.put(new)
+    return looked
+
+
+def _found(known: str) -> tuple[Found, ...]:
+    return tuple(Found(place, Key(*rest)) for place, *rest in json.loads(known))
+
+
+def _of_blob(tree: CommittedTree, entry: Entry) -> str:
+    if entry.mode == SYMLINK:
+        return "[]"
+    content = tree.read(entry)
+    rows: list[tuple[str, int, str]] = []
+    for start, part in _parts(content):
+        before = content.count(b"\n", 0, start)
+        rows += [(key.kind, key.line + before, key.shown) for key in keys(part)]
+    return json.dumps(rows[:MOST])
+
+
+def _parts(content: bytes) -> Iterator[tuple[int, bytes]]:
+    if b"\0" in content[:8000]:
+        yield 0, content[:BINARY]
+    elif len(content) <= WHOLE:
+        yield 0, content
+    else:
+        yield 0, content[:PART]
+        yield len(content) - PART, content[-PART:]
+
+
+def in_variables(variables: Mapping[str, str]) -> Looked:
+    """Look for keys in what a container gets as its environment."""
+    found = [
+        Found(f"the variable {name}", key, lined=False)
+        for name, value in variables.items()
+        if (key := variable(name, value)) is not None
+    ]
+    size = sum(len(value) for value in variables.values())
+    return Looked("the variables", tuple(found[:FOUND]), size, size)
+
+
+def in_files(places: Sequence[Path], below: Path, seconds: float | None = None) -> Looked:
+    """Look for keys in files that a run left.
+
+    Args:
+        places: files and directories.
+        below: what their names are shown relative to.
+        seconds: that it may take.
+    """
+    until = None if seconds is None else time.monotonic() + seconds
+    found: list[Found] = []
+    read = size = left = 0
+    for number, path in enumerate(_files(places)):
+        shown = os.path.relpath(path, below)
+        opened = _open(path)
+        if opened is None:
+            continue
+        with os.fdopen(opened, "rb") as file:
+            whole = os.fstat(opened).st_size
+            size += whole
+            late = until is not None and time.monotonic() > until
+            if late or number >= FILES or len(found) >= FOUND:
+                left += 1
+                continue
+            try:
+                some, more = _in_file(file.fileno(), whole, shown)
+            except OSError:
+                left += 1
+                continue
+        found += more
+        read += some
+        left += some < whole
+    return Looked("what the run left", tuple(found[:FOUND]), read, size, left)
+
+
+def _files(places: Iterable[Path]) -> Iterator[str]:
+    for place in places:
+        if place.is_dir() and not place.is_symlink():
+            for directory, _, names in os.walk(place):
+                yield from (os.path.join(directory, name) for name in sorted(names))  # noqa: PTH118 - names need not be UTF-8
+        else:
+            yield str(place)
+
+
+def _open(path: str) -> int | None:
+    """Open a regular file; None for everything else, and for what cannot be opened."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
+def _in_file(descriptor: int, size: int, shown: str) -> tuple[int, list[Found]]:
+    """Return how many bytes of a file were looked at, and what was found in them."""
+    head = os.pread(descriptor, WHOLE if size <= WHOLE else PART, 0)
+    if b"\0" in head[:8000]:
+        head = head[:BINARY]
+    found = [Found(shown, key) for key in keys(head)]
+    if size <= WHOLE or len(head) < PART:
+        return len(head), found
+    tail = os.pread(descriptor, PART, size - PART)
+    found += [Found(f"{shown}, near its end,", key, lined=False) for key in keys(tail)]
+    return len(head) + len(tail), found
