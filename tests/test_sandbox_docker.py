@@ -270,7 +270,7 @@ def test_caller_that_stops_reading_does_not_end_the_run(asked: Bench) -> None:
 
 def test_container_is_as_asked(asked: Bench) -> None:
     """What kernel and engine say about the container is what was asked for, and nothing is unseen."""
-    with _gate(asked, asked.request("true", limits=_tight())) as container:
+    with _gate(asked, asked.request("true", limits=_tight(), groups=(4321,))) as container:
         effective = container.effective()
         assert effective.problems == ()
         assert effective.unseen == ()
@@ -289,6 +289,7 @@ def _tight() -> Limits:
         ({"limits": replace(_tight(), memory=128 << 20)}, "memory"),
         ({"limits": replace(_tight(), pids=65)}, "processes"),
         ({"user": (10002, 10001)}, "Uid"),
+        ({"groups": ()}, "the container has supplementary groups: 4321"),
         ({"writable_workdir": False}, "root"),
         ({"init_digest": "0" * 64}, "init"),
         ({"mounts": ()}, "/out"),
@@ -298,7 +299,7 @@ def test_difference_from_the_request_is_found(
     asked: Bench, changes: dict[str, Any], said: str | None
 ) -> None:
     """A container that is not what was asked for is a problem that names what differs."""
-    with _gate(asked, asked.request("true", limits=_tight())) as container:
+    with _gate(asked, asked.request("true", limits=_tight(), groups=(4321,))) as container:
         container._request = replace(container._request, **changes)
         if "mounts" in changes:
             container._binds = container._binds[1:]

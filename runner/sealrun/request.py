@@ -15,10 +15,11 @@ import os
 import platform
 from typing import TYPE_CHECKING
 
-from sealrun import determinism, facts
+from sealrun import caches, determinism, facts
 from sealrun.data import CONTAINER_HOME
 from sealrun.errors import Refused
 from sealrun.image.model import PATH, WORKDIR
+from sealrun.readable import mounted
 from sealrun.sandbox.init import place_init
 from sealrun.sandbox.protocol import Mount, Request
 from sealrun.shipped import shipped
@@ -74,7 +75,8 @@ def request_for(  # noqa: PLR0913 - everything that decides how an experiment ru
         out: the host's directory behind ``/out``; made writable for the experiment's user.
 
     Raises:
-        Refused: the policy passes a variable that the caller does not have.
+        Refused: the policy passes a variable that the caller does not have, or the experiment's
+            user could not read all of the data.
         EnvironmentFault: there is no init for this machine.
     """
     user = experiment_user()
@@ -85,7 +87,7 @@ def request_for(  # noqa: PLR0913 - everything that decides how an experiment ru
     variables = environment(policy, image.environment.variables)
     if traced:
         variables |= determinism.tracing(policy, variables.get("PYTHONPATH"))
-    mounts = [Mount(dataset.source, dataset.target) for dataset in datasets]
+    shown = [mounted(dataset, user) for dataset in datasets]
     return Request(
         name=f"sealrun-{run_id.lower()}",
         image=loading.engine_image,
@@ -93,7 +95,8 @@ def request_for(  # noqa: PLR0913 - everything that decides how an experiment ru
         workdir=WORKDIR,
         environment=variables,
         user=user,
-        mounts=(*mounts, Mount(out, OUT, read_only=False)),
+        groups=sorted(frozenset[int]().union(*(groups for _, groups in shown))),
+        mounts=(*(mount for mount, _ in shown), Mount(out, OUT, read_only=False)),
         limits=policy.sandbox.limits(),
         labels={
             "sealrun.run": run_id,
@@ -134,7 +137,8 @@ def environment(policy: Policy, layer: Mapping[str, str]) -> dict[str, str]:
             )
         passed[name] = os.environ[name]
     settings = determinism.variables(policy)
-    return {**_VARIABLES, **layer, **settings, **policy.sandbox.variables, **passed}
+    ours = {**_VARIABLES, **caches.VARIABLES}
+    return {**ours, **layer, **settings, **policy.sandbox.variables, **passed}
 
 
 def passwd(uid: int, gid: int) -> bytes:

@@ -7,6 +7,8 @@ Rules that this module keeps:
 - Copied bytes are compared with the record where it holds their hash; a difference is said and is a
   failure, and the copy stays, because somebody may need it to find out.
 - Nothing is ever overwritten.
+- What root copies into somebody's directory is made with that owner's rights and is theirs: whoever
+  owns a directory can put a link in its place while we write.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from sealrun.cli.reading import no_such_run, open_here, size, visible
 from sealrun.errors import Status, StorageFault, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Generator, Iterator, Mapping
 
     from sealrun.ledger import RunRecord
 
@@ -72,13 +74,18 @@ def command(
     recorded = {
         one.path: one.sha256 for one in (record.ended.outputs if record.ended else ()) if one.sha256
     }
+    owner: tuple[int, int] | None = None
     if directory is not None:
-        directory = _made(directory)
+        owner = _owner(directory)
+        with _acting_as(owner):
+            directory = _made(directory)
     found: list[Output] = []
     if root is not None:
         top = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         with contextlib.closing(_Descriptor(top)):
-            found = list(_each(top, b"", directory, recorded))
+            found = list(
+                _each(top, b"", None if directory is None else _Into(directory, owner), recorded)
+            )
     _show(record.run, found, directory, json=json)
     return Status.REFUSED if any(_differs(one) for one in found) else Status.OK
 
@@ -115,8 +122,48 @@ def _made(directory: Path) -> Path:
     return directory.resolve()
 
 
+@dataclass(frozen=True)
+class _Into:
+    """Where copies go, and whose they are; None: the caller's."""
+
+    directory: Path
+    owner: tuple[int, int] | None
+
+
+def _owner(directory: Path) -> tuple[int, int] | None:
+    """Return whose a directory is to be that root makes; None: the caller's."""
+    if os.geteuid() != 0:
+        return None
+    above = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    owner = (above.stat().st_uid, above.stat().st_gid)
+    if not owner[0]:
+        return None
+    with _acting_as(owner):
+        # Nobody but root may be able to get there.
+        reached = os.access(above, os.W_OK | os.X_OK, effective_ids=True)
+    return owner if reached else None
+
+
+@contextlib.contextmanager
+def _acting_as(owner: tuple[int, int] | None) -> Generator[None]:
+    """Make files with the rights of a user, for a while; None: with the caller's."""
+    if owner is None:
+        yield
+        return
+    groups = os.getgroups()
+    os.setgroups([owner[1]])
+    os.setegid(owner[1])
+    os.seteuid(owner[0])
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+        os.setgroups(groups)
+
+
 def _each(
-    top: int, below: bytes, into: Path | None, recorded: Mapping[str, str]
+    top: int, below: bytes, into: _Into | None, recorded: Mapping[str, str]
 ) -> Iterator[Output]:
     with os.scandir(top) as listing:
         names = sorted(os.fsencode(entry.name) for entry in listing)
@@ -137,7 +184,7 @@ def _each(
 
 
 def _one(
-    top: int, name: bytes, path: bytes, into: Path | None, recorded: Mapping[str, str]
+    top: int, name: bytes, path: bytes, into: _Into | None, recorded: Mapping[str, str]
 ) -> Output:
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     digest, copied = hashlib.sha256(), 0
@@ -148,13 +195,16 @@ def _one(
                 return Output(path, status.st_size, "no regular file, not copied")
             if into is None:
                 return Output(path, status.st_size)
-            target = into / os.fsdecode(path)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with target.open("xb") as copy:
+            target = into.directory / os.fsdecode(path)
+            with _acting_as(into.owner):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                copy = target.open("xb")
+            with copy:
                 while chunk := source.read(_CHUNK):
                     digest.update(chunk)
                     copied += copy.write(chunk)
-            target.chmod(stat.S_IMODE(status.st_mode) & _MODE | stat.S_IRUSR | stat.S_IWUSR)
+                mode = stat.S_IMODE(status.st_mode) & _MODE | stat.S_IRUSR | stat.S_IWUSR
+                os.fchmod(copy.fileno(), mode)
     except OSError as error:
         raise StorageFault(
             f"cannot copy {visible(os.fsdecode(path))}: {error.strerror}",

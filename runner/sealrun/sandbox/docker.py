@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sealrun.errors import EngineError, SandboxError
-from sealrun.sandbox import files, spec
+from sealrun.sandbox import files, spec, views
 from sealrun.sandbox.cgroup import Accounts, accounts_of
 from sealrun.sandbox.effective import read_effective, sees
 from sealrun.sandbox.events import Watch
@@ -125,7 +125,19 @@ class DockerSandbox:
             SandboxError: the engine refused it, or our init did not report within its time.
             EngineError: the engine failed or went away.
             StorageFault: the accounts' files cannot be written.
+            Refused: data cannot be made readable for the experiment's user here.
         """
+        with views.of(request) as given:
+            container = self._made(given)
+            try:
+                views.check(request, container.root)
+            except BaseException:
+                with contextlib.suppress(EngineError):
+                    container.remove()
+                raise
+        return container
+
+    def _made(self, request: Request) -> DockerContainer:
         _, accounts = place(
             request.init.parent.parent, {"passwd": request.passwd, "group": request.group}
         )

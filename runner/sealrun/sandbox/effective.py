@@ -98,6 +98,10 @@ def compare_status(text: str, request: Request, *, same_users: bool) -> list[str
         found = set(values.get(name, "").split())
         if same_users and found != {str(wanted)}:
             problems.append(f"{name} in the container is {sorted(found)}, not {wanted}")
+    groups = set(values.get("Groups", "").split())
+    strange = groups - {str(request.user[1]), *spec.groups(request)}
+    if same_users and strange:
+        problems.append(f"the container has supplementary groups: {', '.join(sorted(strange))}")
     return problems
 
 
@@ -192,6 +196,7 @@ def compare_inspection(found: Mapping[str, Any], request: Request) -> list[str]:
         ("process limit", host.get("PidsLimit"), request.limits.pids),
         ("IPC mode", host.get("IpcMode"), "private"),
         ("size of /dev/shm", host.get("ShmSize"), request.limits.shm),
+        ("added groups", host.get("GroupAdd") or [], spec.groups(request)),
         ("devices", host.get("Devices") or [], []),
         ("process namespace", host.get("PidMode") or "", ""),
         ("user", config.get("User"), ":".join(map(str, request.user))),

@@ -26,11 +26,14 @@ class Mount:
     Attributes:
         source: path on this host, as we see it; the back end translates it for its engine.
         target: absolute path in the container.
+        shown_from: uid and gid whose files are shown as the experiment's own; None where files
+            keep the owners that they have.
     """
 
     source: Path
     target: str
     read_only: bool = True
+    shown_from: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class Request:
         image: the engine's name of the image (``Loading.engine_image``).
         argv: the committed command, untouched.
         user: numeric uid and gid.
+        groups: supplementary groups, those that the data needs.
         join_stderr: the caller's stdout and stderr are one open file, so order between them counts.
         labels: ``sealrun.run``, ``sealrun.repository``, ``sealrun.commit``, …
         writable_workdir: new files may be made beside the committed ones.
@@ -93,6 +97,7 @@ class Request:
     network: str = "none"
     writable_workdir: bool = True
     devices: Sequence[str] = ()
+    groups: Sequence[int] = ()
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,11 @@ def ulimits(request: Request) -> list[dict[str, int | str]]:
     return [{"Name": name, "Soft": value, "Hard": value} for name, value in wanted]
 
 
+def groups(request: Request) -> list[str]:
+    """Return the supplementary groups of a container: what its data needs."""
+    return [str(group) for group in sorted(request.groups)]
+
+
 def specification(
     request: Request,
     accounts: Path,
@@ -132,6 +137,7 @@ def specification(
     host: dict[str, Any] = {
         "NetworkMode": request.network,
         "CapAdd": [],
+        "GroupAdd": groups(request),
         "CapDrop": ["ALL"],
         "Privileged": False,
         "SecurityOpt": [

@@ -1,0 +1,311 @@
+"""Data under a private home, the experiment's user, and whose the files are that come out."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from _base import shared_base
+from _cli import SEALRUN, Cli
+from sealrun.readable import access, needs
+from sealrun.sandbox import idmapped
+from sealrun.state import private
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from _git import Repo
+
+USER, GROUP = 1234, 4321
+REPORT = """\
+import getpass, grp, json, os, pathlib, pwd
+home = pathlib.Path.home()
+def content(path):
+    try: return path.read_text()
+    except OSError as error: return type(error).__name__
+open("new.txt", "w").write("n"); os.chmod("new.txt", 0o600)
+open("/out/private.txt", "w").write("p"); os.chmod("/out/private.txt", 0o600)
+entry = pwd.getpwuid(os.getuid())
+print(json.dumps({
+    "uid": os.getuid(), "gid": os.getgid(), "groups": sorted(os.getgroups()),
+    "user": getpass.getuser(), "name": entry.pw_name, "group": grp.getgrgid(os.getgid()).gr_name,
+    "homes": sorted({str(home), os.path.expanduser("~"), os.path.expanduser("~run"), entry.pw_dir}),
+    "files": {str(p.relative_to(home)): content(p) for p in sorted(home.rglob("*")) if p.is_file()},
+    "open": content(home / ".cache/closed/d/shard"),
+}))
+print("val_bpb: 1.5")
+"""
+
+
+def _status(mode: int, uid: int, gid: int) -> os.stat_result:
+    return os.stat_result((mode, 0, 0, 1, uid, gid, 0, 0, 0, 0))
+
+
+@pytest.mark.parametrize(
+    ("mode", "uid", "gid", "expected"),
+    [
+        (0o600, USER, 0, 0),
+        (0o060, USER, 0, None),
+        (0o640, 0, USER, 0),
+        (0o604, 0, USER, None),
+        (0o644, 0, 0, 0),
+        (0o640, 0, 0, None),
+        (0o640, 0, GROUP, GROUP),
+        (0o644, 0, GROUP, 0),
+        (0o604, 0, GROUP, None),
+        (0o600, 0, GROUP, None),
+    ],
+)
+def test_what_a_user_needs_to_read_a_file(
+    mode: int, uid: int, gid: int, expected: int | None
+) -> None:
+    """The first class of bits that applies decides, as in the kernel; group 0 is never lent."""
+    file = _status(stat.S_IFREG | mode, uid, gid)
+    assert needs(file, (USER, USER), (GROUP, 0)) == expected
+    # A directory that can be read and not searched is closed.
+    directory = _status(stat.S_IFDIR | mode, uid, gid)
+    assert needs(directory, (USER, USER), (GROUP, 0)) is None
+
+
+def test_a_tree_is_looked_at_whole_and_links_are_not_followed(tmp_path: Path) -> None:
+    """The first closed path is named; a link to a closed file elsewhere counts for nothing."""
+    tmp_path.chmod(0o700)
+    data, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
+    (data / "d").mkdir(parents=True)
+    for directory in (data, data / "d"):
+        directory.chmod(0o755)
+    elsewhere.touch(0o600)
+    (data / "link").symlink_to(elsewhere)
+    (data / "d" / "a").touch(0o644)
+    assert access(data, (USER, USER)).closed is None
+    (data / "d" / "b").touch(0o600)
+    found = access(data, (USER, USER))
+    assert found.closed == os.fsencode(data / "d" / "b")
+    assert found.owners == {(os.getuid(), (data / "d" / "b").stat().st_gid)}
+
+
+@given(st.integers(0, 70000), st.integers(0, 70000), st.integers(0, 2**32 - 2))
+def test_two_ids_are_swapped_and_every_other_stays(one: int, other: int, probe: int) -> None:
+    """The map is a permutation of all ids."""
+    rows = [tuple(map(int, row.split())) for row in idmapped.swapped(one, other).splitlines()]
+    assert sum(count for _, _, count in rows) == 2**32 - 1
+
+    def mapped(number: int) -> int:
+        (found,) = [out + number - own for own, out, n in rows if own <= number < own + n]
+        return found
+
+    assert (mapped(one), mapped(other)) == (other, one)
+    assert mapped(probe) == {one: other, other: one}.get(probe, probe)
+
+
+def test_what_a_death_left_mounted_is_removed_by_the_next(tmp_path: Path) -> None:
+    """A process that is killed while its view stands leaves a mount; it goes, files untouched."""
+    source = private(tmp_path / "source")
+    (source / "file").write_text("kept")
+    views = tmp_path / "views"
+    program = (
+        "import os, signal, sys\nfrom pathlib import Path\nfrom sealrun.sandbox import idmapped\n"
+        f"with idmapped.shown(Path(sys.argv[1]), Path(sys.argv[2]), 'v', (0, 0), ({USER}, {USER})):\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", program, source, views], check=False)
+    assert (views / "v" / "file").stat().st_uid == USER
+    idmapped.clear(views)
+    assert list(views.iterdir()) == []
+    assert (source / "file").read_text() == "kept"
+    assert (source / "file").stat().st_uid == os.getuid()
+
+
+def _report(output: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(output.splitlines()[0])
+    return found
+
+
+@pytest.fixture
+def cli(repo: Repo, tmp_path: Path) -> Iterator[Cli]:
+    """A command line of root's with a home of mode 0700 and data in it that is root's alone."""
+    home = private(tmp_path / "root")
+    closed = private(home / ".cache" / "closed" / "d")
+    (closed / "shard").write_text("tokens")
+    (closed / "shard").chmod(0o600)
+    repo.commit(
+        {"train.py": REPORT, "sealrun.toml": '[[data]]\nsource = "~/.cache/closed"\n'}, "baseline"
+    )
+    cli = Cli(repo.path, tmp_path / "state", {"HOME": str(home)}).with_base()
+    yield cli
+    cli.stop_guard()
+
+
+@pytest.mark.engine
+def test_what_only_root_can_read_is_read_by_the_experiment(cli: Cli, tmp_path: Path) -> None:
+    """Modes and owners of the data stay, no mount is left, and the experiment is not root."""
+    closed = tmp_path / "root" / ".cache" / "closed"
+    before = [(p, p.stat().st_mode, p.stat().st_uid, p.stat().st_ctime_ns) for p in _all(closed)]
+    result, done = cli.run("python3", "train.py")
+    assert result["verdict"] == "clean", done.stderr
+    found = _report(done.stdout)
+    assert found["files"] == {".cache/closed/d/shard": "tokens"}
+    assert (found["uid"], found["gid"], found["groups"]) == (10001, 10001, [10001])
+    assert (found["user"], found["name"], found["group"]) == ("run", "run", "run")
+    assert found["homes"] == ["/home/run"]
+    assert before == [
+        (p, p.stat().st_mode, p.stat().st_uid, p.stat().st_ctime_ns) for p in _all(closed)
+    ]
+    assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
+    (data,) = cli.json("show", result["run"])["run"]["data"]
+    assert (data["source"], data["target"]) == (str(closed), "/home/run/.cache/closed")
+
+
+def _all(directory: Path) -> list[Path]:
+    return [directory, *sorted(directory.rglob("*"))]
+
+
+@pytest.mark.engine
+def test_one_closed_file_is_shown_as_data_too(cli: Cli, repo: Repo, tmp_path: Path) -> None:
+    """A single file of mode 0600 is a mount of its own, and what it shows is that file."""
+    shard = tmp_path / "root" / ".cache" / "closed" / "d" / "shard"
+    repo.commit({"sealrun.toml": f'[[data]]\nsource = "{shard}"\n'}, "one file")
+    result, done = cli.run("python3", "train.py")
+    assert result["verdict"] == "clean", done.stderr
+    assert _report(done.stdout)["open"] == "tokens"
+
+
+@pytest.mark.engine
+def test_without_the_privilege_it_is_refused_and_says_what_opens_it(
+    cli: Cli, tmp_path: Path
+) -> None:
+    """Root without CAP_SYS_ADMIN cannot show files as another's: nothing runs, nothing is changed."""
+    command = f"{SEALRUN} run -- python3 train.py"
+    done = subprocess.run(
+        ["setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-all", "sh", "-c", command],
+        cwd=cli.directory,
+        env=cli.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 121, done.stderr
+    closed = tmp_path / "root" / ".cache" / "closed"
+    assert "which cannot read" in done.stderr
+    assert f"setfacl -R -m u:10001:rX {shlex.quote(str(closed))}" in done.stderr
+    assert stat.S_IMODE((closed / "d" / "shard").stat().st_mode) == 0o600
+    assert "val_bpb" not in done.stdout
+
+
+@pytest.mark.engine
+def test_data_of_several_owners_that_stays_closed_is_refused(cli: Cli, tmp_path: Path) -> None:
+    """Half of the data is no data: the first closed file is named."""
+    closed = tmp_path / "root" / ".cache" / "closed"
+    (closed / "theirs").write_text("x")
+    (closed / "theirs").chmod(0o600)
+    os.chown(closed / "theirs", USER, USER)
+    done = cli("run", "--", "python3", "train.py", status=121)
+    assert "uid 10001, which cannot read" in done.stderr
+
+
+@pytest.mark.engine
+def test_what_root_copies_out_is_its_places_owners(cli: Cli, tmp_path: Path) -> None:
+    """In a directory of somebody else's the copies are theirs; in root's own they are root's."""
+    run = cli.run("python3", "train.py")[0]["run"]
+    for directory in (tmp_path, *tmp_path.parents[:3]):
+        directory.chmod(directory.stat().st_mode | 0o055)
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    os.chown(theirs, USER, GROUP)
+    cli("outputs", run, str(theirs / "night" / "best"))
+    made = [p for p in _all(theirs) if p != theirs]
+    assert {(p.stat().st_uid, p.stat().st_gid) for p in made} == {(USER, GROUP)}
+    assert (theirs / "night/best/out/private.txt").read_text() == "p"
+    assert (theirs / "night/best/workdir/new.txt").read_text() == "n"
+    cli("outputs", run, str(tmp_path / "mine"))
+    assert {p.stat().st_uid for p in _all(tmp_path / "mine")} == {0}
+    # Where its owner does not get to, root's copies are as good.
+    unreachable = private(tmp_path / "root" / "theirs")
+    os.chown(unreachable, USER, GROUP)
+    cli("outputs", run, str(unreachable))
+    assert (unreachable / "out/private.txt").read_text() == "p"
+
+
+#: The interpreter of these tests may lie in a home that only root can enter.
+REACH = "+dac_read_search"
+
+
+@pytest.fixture
+def theirs(tmp_path: Path) -> Iterator[Path]:
+    """A repository and a home of mode 0700 of a user who may use the engine and is not root."""
+    for directory in (tmp_path, *tmp_path.parents[:3]):
+        directory.chmod(directory.stat().st_mode | 0o055)
+    home = tmp_path / "home"
+    work = tmp_path / "work"
+    for directory in (work, home / ".cache/closed/d", home / ".cache/lab"):
+        directory.mkdir(parents=True)
+    (work / "train.py").write_text(REPORT)
+    (work / "sealrun.toml").write_text(
+        '[[data]]\nsource = "~/.cache/closed"\n[[data]]\nsource = "~/.cache/lab"\n'
+    )
+    (home / ".cache/closed/d/shard").write_text("own")
+    (home / ".cache/closed/d/shard").chmod(0o600)
+    (home / ".cache/lab/shard").write_text("shared")
+    shared_base(Cli(work, tmp_path / "state").places)
+    subprocess.run(["chown", "-R", f"{USER}:{USER}", tmp_path], check=True)
+    subprocess.run(["chown", "-R", f"0:{GROUP}", home / ".cache/lab"], check=True)
+    (home / ".cache/lab").chmod(0o750)
+    (home / ".cache/lab/shard").chmod(0o640)
+    home.chmod(0o700)
+    _as_user(tmp_path, "git init -q . && git add . && git commit -qm baseline")
+    yield tmp_path
+    _as_user(tmp_path, f"{SEALRUN} guard stop || true")
+
+
+def _as_user(root: Path, script: str) -> str:
+    socket = Path("/var/run/docker.sock").stat().st_gid
+    who = ("GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL")
+    done = subprocess.run(
+        [
+            *("setpriv", "--reuid", str(USER), "--regid", str(USER)),
+            *("--groups", f"{socket},{GROUP}"),
+            *("--inh-caps", REACH, "--ambient-caps", REACH, "bash", "-ec", script),
+        ],
+        cwd=root / "work",
+        env={
+            "PATH": os.environ["PATH"],
+            "HOME": str(root / "home"),
+            "SEALRUN_HOME": str(root / "state"),
+            **dict.fromkeys(who, "a@example.org"),
+        },
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.engine
+def test_an_ordinary_user_and_their_group_read_their_data(theirs: Path) -> None:
+    """The experiment has the caller's uid and, of the caller's groups, only the one that opens data."""
+    output = _as_user(
+        theirs,
+        f"{SEALRUN} run --result-file ../result.json -- python3 train.py\n"
+        f"{SEALRUN} outputs $(python3 -c \"print(__import__('json').load(open('../result.json'))"
+        "['run'])\") ../outputs >/dev/null",
+    )
+    found = _report(output)
+    assert (found["uid"], found["gid"], found["groups"]) == (USER, USER, [USER, GROUP])
+    assert (found["user"], found["name"], found["homes"]) == ("run", "run", ["/home/run"])
+    assert found["files"] == {".cache/closed/d/shard": "own", ".cache/lab/shard": "shared"}
+    result = json.loads((theirs / "result.json").read_text())
+    assert result["verdict"] == "clean"
+    copies = [p for p in (theirs / "outputs").rglob("*") if p.is_file()]
+    assert {(p.name, p.stat().st_uid) for p in copies} == {("new.txt", USER), ("private.txt", USER)}
