@@ -4,13 +4,17 @@
     python examples/demo.py --short
 
 An agent edits one file, commits, trains, keeps what scores better. A tool on the same machine
-rewrites the file behind its back. Everything here is real: the repository, the commits, the tool
+rewrites the file behind its back. In the end the machine is lost, and an idea that the agent had
+thrown away is run again elsewhere. Everything here is real: the repository, the commits, the tool
 (a process of its own), the training. Each claim is checked; the exit status is 1 when one fails.
+
+The sealed night has a home of its own (``--home``): the story removes it and brings it back.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -22,6 +26,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import docker
 from stage import HERE, Narrator, NotAsTold, Tidy, Workspace
 
 #: Where PyTorch's CPU build lies for those who have no other place configured.
@@ -30,6 +35,8 @@ TORCH_WHEELS = "https://download.pytorch.org/whl/cpu/torch/"
 IDLE = 3.0
 TRAIN_SECONDS = 15
 SHORT_SECONDS = 3
+#: Steps of the idea that is run again: an equal number of steps repeats, an equal time does not.
+STEPS = 20
 
 
 def beside_python(program: str) -> str:
@@ -122,15 +129,34 @@ def bare_night(narrator: Narrator, night: Workspace) -> None:
     )
 
 
-class Sealed:
-    """The second night: the same moves, each run through sealrun."""
+def engine_endpoint(sealrun: str) -> dict[str, str]:
+    """Return the environment that leads another home of sealrun to the engine that answers here."""
+    done = subprocess.run(
+        [sealrun, "engine", "status", "--json"], capture_output=True, check=False, text=True
+    )
+    if done.returncode:
+        raise SystemExit(f"demo: {done.stderr.strip()}")
+    return {"DOCKER_HOST": json.loads(done.stdout)["engine"]["endpoint"]}
 
-    def __init__(self, narrator: Narrator, night: Workspace) -> None:
+
+class Sealed:
+    """The second night: the same moves, each run through sealrun.
+
+    Args:
+        home: state and data of the machine that the night runs on.
+    """
+
+    def __init__(self, narrator: Narrator, night: Workspace, home: Path) -> None:
         self.narrator = narrator
         self.night = night
+        self.home = home
         self.sealrun = beside_python("sealrun")
         folder = Path(self.sealrun).parent
-        night.environment["PATH"] = f"{folder}{os.pathsep}{os.environ['PATH']}"
+        night.environment |= {
+            "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}",
+            "SEALRUN_HOME": str(home),
+            **engine_endpoint(self.sealrun),
+        }
 
     def warm(self) -> None:
         """Make base and environment beforehand, with progress on this terminal."""
@@ -140,7 +166,9 @@ class Sealed:
         )
         self.narrator.check("base and environment are there", done.returncode == 0)
 
-    def run(self, idea: str, tidy: Tidy | None = None) -> tuple[int, dict[str, Any]]:
+    def run(
+        self, idea: str, tidy: Tidy | None = None, *, options: tuple[str, ...] = ()
+    ) -> tuple[int, dict[str, Any]]:
         """Run HEAD through sealrun; return the exit status and the run's record."""
         result = self.night.path.parent / "result.json"
         result.unlink(missing_ok=True)
@@ -155,6 +183,7 @@ class Sealed:
                 "--",
                 "python3",
                 "train.py",
+                *options,
             ],
             when_training=None if tidy is None else lambda: self._strike(tidy),
         )
@@ -166,15 +195,20 @@ class Sealed:
             self.narrator.show(self.night.log.read_text("utf-8", "replace"))
             raise NotAsTold("sealrun judged the run")
         run = finished["run"]
-        shown = subprocess.run(
-            [self.sealrun, "show", run, "--json"],
+        record: dict[str, Any] = self.document("show", run)["run"]
+        return status, record
+
+    def document(self, *arguments: str) -> dict[str, Any]:
+        """Return what a command of sealrun answers as JSON."""
+        done = subprocess.run(
+            [self.sealrun, *arguments, "--json"],
             cwd=self.night.path,
             env=self.night.environment,
             capture_output=True,
             check=True,
         )
-        record: dict[str, Any] = json.loads(shown.stdout)["run"]
-        return status, record
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
 
     def _strike(self, tidy: Tidy) -> None:
         self.narrator.tell(
@@ -269,6 +303,76 @@ class Sealed:
         self.night.shell("sealrun log")
         self.night.shell(f"sealrun show {run} | sed '/^image/,$d'")
 
+    def discard(self) -> dict[str, Any]:
+        """Tell of an idea that scores worse: the agent throws its commit away, as loops do."""
+        night, check = self.night, self.narrator.check
+        self.narrator.title("The machine is lost")
+        self.narrator.tell(
+            f"""One more idea, for a look: {STEPS} steps. It is a bad one, and the agent throws the
+            commit away. Its reflog expires, git collects its garbage."""
+        )
+        night.edit(r"^MATRIX_LR = .*$", "MATRIX_LR = 0.4")
+        night.git("commit", "-qam", "Raise the matrix learning rate a hundredfold")
+        status, record = self.run("raise matrix lr to 0.4", options=("--steps", str(STEPS)))
+        night.shell("grep '^val_bpb:' run.log")
+        check("the run is clean", (status, verdict(record)) == (0, "clean"))
+        night.shell("git reset --hard HEAD~1")
+        night.git("reflog", "expire", "--expire=now", "--all")
+        night.git("gc", "--quiet", "--prune=now")
+        holders = night.shell(f"git branch --all --contains {record['commit'][:7]}")
+        check("no branch holds the commit any more", holders == "")
+        return record
+
+    def lose(self, discarded: dict[str, Any], mirror: Path, remote: Path) -> None:
+        """Tell of the end of a machine: its record was mirrored, all else is removed."""
+        night, check = self.night, self.narrator.check
+        self.narrator.tell(
+            """The night's record is mirrored to another disk; the code is on a remote, as always.
+            Then the rented machine goes away, and everything with it:"""
+        )
+        mirror.mkdir()
+        configuration = self.home / "config" / "mirror.toml"
+        configuration.parent.mkdir(exist_ok=True)
+        configuration.write_text(
+            f'[destination.disk]\ntype = "directory"\npath = "{mirror}"\nlayers = true\n'
+        )
+        night.shell("sealrun mirror now")
+        # By a URL: git copies whole object directories between local paths.
+        night.git("clone", "-q", "--bare", f"file://{night.path}", str(remote))
+        self.rows = {row["run"] for row in self.document("log")["runs"]}
+        self.dismiss()
+        shutil.rmtree(night.path)
+        shutil.rmtree(self.home)
+        with_engine = docker.APIClient(self.night.environment["DOCKER_HOST"])
+        with contextlib.closing(with_engine):
+            for row in with_engine.images("sealrun-tree"):
+                if row["Id"] == discarded["image_id"]:
+                    with_engine.remove_image(row["Id"], force=True)
+        check("the clone and sealrun's own directories are gone", not self.home.exists())
+
+    def reproduce(self, discarded: dict[str, Any], mirror: Path, remote: Path) -> None:
+        """Tell of another machine: the record is restored, and the discarded idea is run again."""
+        night, check = self.night, self.narrator.check
+        self.narrator.tell("On the next machine there is a fresh clone, and the mirror:")
+        subprocess.run(["git", "clone", "-q", f"file://{remote}", str(night.path)], check=True)
+        commit = discarded["commit"]
+        held = night.shell(f"git cat-file -t {commit[:12]} 2>&1")
+        check("the clone has never heard of the discarded commit", "commit" not in held.split())
+        night.shell(f"sealrun restore {mirror}")
+        night.shell("sealrun log")
+        rows = {row["run"] for row in self.document("log")["runs"]}
+        check(f"all {len(rows)} rows are there again", rows == self.rows)
+        night.shell(f"sealrun reproduce {commit[:7]}")
+        again = self.document("reproduce", discarded["run"])
+        check(
+            "its image was rebuilt to the same id",
+            again["repetitions"][0]["image_id"] == discarded["image_id"],
+        )
+        check(
+            "the number of the discarded idea is the same to the last digit",
+            again["likeness"] in {"outputs-identical", "metric-identical"},
+        )
+
     def dismiss(self) -> None:
         """End the guard, which would linger for the next run."""
         subprocess.run(
@@ -297,6 +401,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="The founding story of sealrun, for real.")
     parser.add_argument("--short", action="store_true", help="train for three seconds each time")
     parser.add_argument("--keep", action="store_true", help="leave both repositories behind")
+    parser.add_argument(
+        "--home",
+        type=Path,
+        default=HERE.parent / ".demo" / "home",
+        help="the sealed night's own SEALRUN_HOME; the story removes it and makes it again",
+    )
     options = parser.parse_args()
     seconds = SHORT_SECONDS if options.short else TRAIN_SECONDS
     narrator = Narrator()
@@ -305,7 +415,11 @@ def main() -> int:
     sealed: Sealed | None = None
     try:
         bare = bare_environment(narrator)
-        sealed = Sealed(narrator, Workspace(folder / "sealed", narrator, seconds, places))
+        sealed = Sealed(
+            narrator,
+            Workspace(folder / "sealed", narrator, seconds, places),
+            options.home.absolute(),
+        )
         narrator.tell("Set-up, once: the base image and the environment of the sealed night.")
         sealed.warm()
         narrator.began = time.monotonic()
@@ -316,6 +430,10 @@ def main() -> int:
         flagged = sealed.strike_during()
         sealed.laundering()
         sealed.record(flagged["run"])
+        discarded = sealed.discard()
+        mirror, remote = folder / "mirror", folder / "remote.git"
+        sealed.lose(discarded, mirror, remote)
+        sealed.reproduce(discarded, mirror, remote)
     except NotAsTold as error:
         print(f"\ndemo: NOT AS TOLD: {error}", file=sys.stderr)
         return 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,12 +18,11 @@ DEMO = Path(__file__).parents[1] / "examples" / "demo.py"
 @pytest.mark.soak(sample=True)
 @pytest.mark.timeout(1500)
 def test_the_demo_turns_out_as_it_is_told(tmp_path: Path) -> None:
-    """Both nights, real training and a real rewriter; the demo checks each of its own claims."""
+    """Both nights, real training, a real rewriter and a lost machine; it checks each of its claims."""
     cli = Cli(tmp_path, tmp_path / "home")
     shared_base(cli.places)
     done = subprocess.run(
-        [sys.executable, str(DEMO), "--short"],
-        env=os.environ | {"SEALRUN_HOME": str(cli.home)},
+        [sys.executable, str(DEMO), "--short", "--home", str(cli.home)],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -699,6 +699,7 @@ class Experiment:
                 course.ended = ended = container.finish()
             finally:
                 over.set()
+                struck.set()
                 watcher.join()
             course.seconds = time.monotonic() - course.gate
         course.status = ended.exit_status
@@ -744,7 +745,11 @@ class Experiment:
         """End the experiment at its deadline, on a signal, or on a mutation that aborts."""
         limits = self.policy.policy.limits
         deadline = None if limits.deadline is None else time.monotonic() + limits.deadline
-        while not over.wait(WATCH_EVERY):
+        while not over.is_set():
+            # Interruption comes from a signal's handler, which may not take this event's lock.
+            struck.wait(WATCH_EVERY)
+            if over.is_set():
+                return
             if interrupted.is_set():
                 self.listener.say("interrupted: the experiment is being stopped", level=-1)
                 self._stop(container, Outcome.STOPPED)
