@@ -280,6 +280,28 @@ def test_a_commit_that_changes_what_judges_it_is_refused(cli: Cli, repo: Repo) -
     assert "terminal" in refused.stderr
 
 
+@pytest.mark.parametrize("level", ["audit", "standard", "strict"])
+def test_what_cannot_be_sealed_is_refused_with_a_verdict(cli: Cli, repo: Repo, level: str) -> None:
+    """At every level: nothing could run. The result and the record say so, and what to do."""
+    repo.commit(
+        {"sealrun.toml": f'extends = "{level}"\n[[data]]\nsource = "/nonexistent/shards"\n'}
+    )
+    result, done = cli.run("python3", "train.py", status=121)
+    assert (result["verdict"], result["outcome"]) == ("refused", "not-started")
+    assert "not-sealable" in _codes(result)
+    assert "/nonexistent/shards" in done.stderr
+    assert "what to do: Prepare the data first" in done.stderr
+    (run,) = cli.json("log")["runs"]
+    assert (run["outcome"], run["verdict"]["kind"]) == ("not-started", "refused")
+    repo.commit({"sealrun.toml": "", "escape": "x\n"})
+    (repo.path / "escape").unlink()
+    (repo.path / "escape").symlink_to("../../etc")
+    repo.git("add", "-A")
+    repo.git("commit", "-qm", "A link that leaves the tree")
+    result, _ = cli.run("python3", "train.py", status=121)
+    assert result["verdict"] == "refused"
+
+
 def test_cold_answers_at_once_without_a_terminal(repo: Repo) -> None:
     """Nothing slow hides in run: 125, the hint, and a record that says it was our trouble."""
     repo.commit({"train.py": TRAIN})

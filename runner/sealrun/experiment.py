@@ -30,6 +30,7 @@ from sealrun.errors import (
     GuardError,
     ImageDamaged,
     ObjectCorrupt,
+    Refused,
     RepositoryError,
     SandboxError,
     SealrunError,
@@ -299,7 +300,9 @@ class Experiment:
 
         with self.clock.step("guard"), ensure(self.repository.workspace, self.places) as guard:
             self.guard = guard
-            self.datasets = self._data()
+            self.datasets: tuple[Dataset, ...] = ()
+            with self._refusing():
+                self.datasets = self._data()
             manifest = self.directory / "manifest"
             write_manifest(manifest, self.tree.algorithm, checked_out(self.tree, self.repository))
             guard.arm(
@@ -330,8 +333,19 @@ class Experiment:
         self._add(*found_by.from_gaps(self.guard.drain(self.id)))
         if self._may_start():
             self._look_for_keys()
-            self._sealed()
+            with self._refusing():
+                self._sealed()
         return self._judged(before)
+
+    @contextlib.contextmanager
+    def _refusing(self) -> Generator[None]:
+        """Let what cannot be sealed or mounted be a finding: the run ends with a verdict."""
+        try:
+            yield
+        except Refused as refused:
+            if self.course.started:
+                raise
+            self._add(Finding(Reason.NOT_SEALABLE, refused.message, advice=refused.hint))
 
     def _may_start(self) -> bool:
         verdict = judge(self.course.findings, self.policy.policy, started=False)

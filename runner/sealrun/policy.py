@@ -380,11 +380,14 @@ class Policy(_Section):
         if severity is Severity.NOTE:
             return severity
         if self.level is Level.AUDIT:
-            # A missing ledger cannot be recorded: there is nothing to record it in.
-            return severity if reason is Reason.LEDGER_MISSING else _milder(severity)
+            return severity if reason in _IMPOSSIBLE else _milder(severity)
         if self.level is Level.STRICT:
             return Severity.REFUSE if severity is Severity.REFUSE else Severity.ABORT
         return severity
+
+
+#: Not a matter of taste: there is nothing to record in, or nothing that could be run.
+_IMPOSSIBLE = frozenset({Reason.LEDGER_MISSING, Reason.NOT_SEALABLE})
 
 
 def _milder(severity: Severity) -> Severity:

@@ -47,6 +47,7 @@ class Reason(StrEnum):
     REPLACED_OBJECTS = "replaced-objects"
     LEDGER_MISSING = "ledger-missing"
     COMMITTED_BYTECODE = "committed-bytecode"
+    NOT_SEALABLE = "not-sealable"
     # during the run
     EDIT_FOREIGN = "edit-foreign"
     EDIT_UNATTRIBUTED = "edit-unattributed"
@@ -111,6 +112,9 @@ MEANINGS: dict[Reason, Meaning] = {
     Reason.LEDGER_MISSING: Meaning(Severity.REFUSE, "pinned runs exist but the ledger does not"),
     Reason.COMMITTED_BYTECODE: Meaning(
         Severity.FLAG, "the commit holds compiled bytecode, which nobody can review"
+    ),
+    Reason.NOT_SEALABLE: Meaning(
+        Severity.REFUSE, "what the commit and its policy ask for cannot be sealed or mounted"
     ),
     Reason.EDIT_FOREIGN: Meaning(
         Severity.FLAG_HARMLESS, "a foreign writer changed the workspace during the run"

@@ -60,6 +60,7 @@ class Finding:
         detail: a sentence about this case; the code's general meaning is in ``MEANINGS``.
         path: the path that it is about, as text with surrogates escaped.
         diff: lines of a unified diff, where one helps.
+        advice: what to do about it, where that depends on the case; it is said, not recorded.
     """
 
     reason: Reason
@@ -67,6 +68,7 @@ class Finding:
     path: str | None = None
     phase: Phase | None = None
     diff: tuple[str, ...] = ()
+    advice: str | None = None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sealrun.cli import console
-from sealrun.errors import Interrupted, SealrunError, StorageFault, UsageError
+from sealrun.errors import Interrupted, Refused, SealrunError, StorageFault, UsageError
 
 if TYPE_CHECKING:
     from sealrun.experiment import Experiment, Finished
@@ -272,9 +272,11 @@ def _tell_why(log: Path) -> None:
         console.current().say(f"hint: {sentence}")
 
 
-def _tell_refusal(finished: Finished, notable: list[Any]) -> None:
+def _tell_refusal(finished: Finished, notable: list[Finding]) -> None:
     voice = console.current()
-    voice.say(f"refused: nothing was run; commit {finished.commit[:7]} is not what would be tested")
+    impossible = any(finding.reason == "not-sealable" for finding in notable)
+    why = "cannot be run" if impossible else "is not what would be tested"
+    voice.say(f"refused: nothing was run; commit {finished.commit[:7]} {why}")
     left = REFUSAL_LINES
     for number, finding in enumerate(notable):
         if left <= 0:
@@ -284,12 +286,13 @@ def _tell_refusal(finished: Finished, notable: list[Any]) -> None:
         for line in finding.diff[: max(left, 0)]:
             voice.say(f"  {line}")
         left -= 1 + len(finding.diff)
-    for line in _advice({finding.reason.value for finding in notable}):
+    for line in _advice(notable):
         voice.say(line)
 
 
-def _advice(reasons: set[str]) -> list[str]:
-    lines: list[str] = []
+def _advice(notable: list[Finding]) -> list[str]:
+    lines = [f"what to do: {finding.advice}" for finding in notable if finding.advice]
+    reasons = {finding.reason.value for finding in notable}
     if "workspace-differs" in reasons:
         lines.append(
             "what to do: if the change is part of the idea, commit it; if you did not make it, "
@@ -348,8 +351,9 @@ def _fault(run_id: str, error: BaseException) -> dict[str, Any]:
     ours = error if isinstance(error, SealrunError) else Interrupted("interrupted")
     return {
         "run": run_id,
-        "verdict": None,
-        "outcome": None,
+        # No record could be opened for it, and still nothing was run.
+        "verdict": "refused" if isinstance(ours, Refused) else None,
+        "outcome": "not-started" if isinstance(ours, Refused) else None,
         "status": int(ours.status),
         "fault": ours.message,
     }
