@@ -227,12 +227,6 @@ def test_paths_are_translated_for_the_engine() -> None:
     assert body["Labels"] == {"sealrun.run": "r", "sealrun.owner": "me"}
 
 
-def test_devices_are_asked_for() -> None:
-    """GPUs that the caller sees are asked for by id."""
-    body = spec.specification(replace(REQUEST, devices=("0", "GPU-1")), Path("/a"), "me", str)
-    assert body["HostConfig"]["DeviceRequests"][0]["DeviceIDs"] == ["0", "GPU-1"]
-
-
 class _Silence:
     """An event stream without events."""
 

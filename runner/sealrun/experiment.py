@@ -22,9 +22,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from sealrun import determinism, facts, leftovers, record
+from sealrun import determinism, leftovers, record
 from sealrun import findings as found_by
 from sealrun.data import HashCache, changes
+from sealrun.devices.assign import NOTHING, assigned
 from sealrun.errors import (
     EngineError,
     GuardError,
@@ -210,6 +211,7 @@ class Experiment:
         self.course = Course()
         self.told: list[Alert] = []
         self.removal: threading.Thread | None = None
+        self.devices = NOTHING
         self.id = new_ulid()
         self.directory = places.run(repository_id, self.id)
         self.log = self.directory / "log"
@@ -530,6 +532,9 @@ class Experiment:
             return
         with self.clock.step("load"):
             loading = load(sealed.image, engine.client, progress=self.listener)
+        self._await_devices(engine)
+        if not self._may_start():
+            return
         try:
             self._contained(sandbox, engine, sealed, loading)
         except ImageDamaged as damage:
@@ -547,6 +552,21 @@ class Experiment:
                     tree_only=damage.tree_only,
                 )
             self._contained(sandbox, engine, sealed, loading)
+
+    def _await_devices(self, engine: Engine) -> None:
+        """Take the GPUs that the caller sees, and look at what happened while others had them."""
+        if self.policy.policy.sandbox.gpus == "none":
+            return
+        with self.clock.step("devices"):
+            holding = assigned(engine, self.id, self.listener)
+            # To the end of the record: by then the container is gone.
+            self.devices = self.until_recorded.enter_context(holding)
+        self._add(*self.devices.findings)
+        if self.devices.waited:
+            report = self.guard.drain(self.id)
+            found = found_by.from_report(report, self.tree, None, self._ownership())
+            # The report of the end holds these again; here they count only where they refuse.
+            self._add(*(one for one in found if self._aborts(one)))
 
     def _image(self, engine: Engine) -> Sealed:
         from sealrun.image.prepare import prepare
@@ -615,6 +635,7 @@ class Experiment:
             out=self.out,
             places=self.places,
             join_stderr=same_open_file(self.asked.stdout, self.asked.stderr),
+            devices=self.devices.access,
         )
 
     # -- 5: verify 2: the container against the manifests; then the gate -------------------------
@@ -624,7 +645,7 @@ class Experiment:
             container,
             sealed.image,
             sealed.manifest,
-            [dataset.target for dataset in self.datasets],
+            [*(dataset.target for dataset in self.datasets), *container.brought],
             Witnesses(self.places.bases, engine.id),
         )
         with contextlib.closing(check):
@@ -871,8 +892,8 @@ class Experiment:
                     outputs_path=str(self.directory / "outputs") if course.started else None,
                     outputs=record.outputs(course.outputs, self.out),
                     limits=record.limits(self.policy.policy),
-                    devices=facts.devices() if course.started else (),
-                    device_facts=noted,
+                    devices=self.devices.uuids if course.started else (),
+                    device_facts={**noted, **self.devices.facts},
                 )
             )
         self._sign()

@@ -71,22 +71,3 @@ def _text(file: Path) -> str:
         return file.read_text("utf-8", "replace")
     except OSError:
         return ""
-
-
-def devices() -> tuple[str, ...]:
-    """Return the GPUs that the caller sees, as ids that a container engine understands.
-
-    ``CUDA_VISIBLE_DEVICES`` decides where it is set (CUDA C++ Programming Guide, environment
-    variables); else every device file ``/dev/nvidiaN``.
-    """
-    present = sorted(
-        path.name.removeprefix("nvidia")
-        for path in Path("/dev").glob("nvidia[0-9]*")
-        if path.name.removeprefix("nvidia").isdigit()
-    )
-    if not present:
-        return ()
-    asked = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if asked is None:
-        return tuple(present)
-    return tuple(part for part in (p.strip() for p in asked.split(",")) if part and part != "-1")

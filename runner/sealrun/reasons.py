@@ -75,6 +75,7 @@ class Reason(StrEnum):
     METADATA_ONLY = "metadata-only"
     IDENTICAL_REWRITE = "identical-rewrite"
     SANDBOX_LOOSENED = "sandbox-loosened"
+    GPU_SHARED = "gpu-shared"
     OTHER_REVISION = "other-revision"
     FIRST_APPROVAL = "first-approval"
     KEY_FOUND = "key-found"
@@ -178,6 +179,10 @@ MEANINGS: dict[Reason, Meaning] = {
     Reason.IDENTICAL_REWRITE: Meaning(Severity.NOTE, "a file was rewritten with the same bytes"),
     Reason.SANDBOX_LOOSENED: Meaning(
         Severity.NOTE, "the policy loosens the sandbox against the shipped one"
+    ),
+    Reason.GPU_SHARED: Meaning(
+        Severity.NOTE,
+        "another process was on the run's GPU at the start; a time budget buys less there",
     ),
     Reason.OTHER_REVISION: Meaning(Severity.NOTE, "the run executed another revision than HEAD"),
     Reason.FIRST_APPROVAL: Meaning(

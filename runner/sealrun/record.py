@@ -226,6 +226,7 @@ def sealed(
             )
             for dataset in datasets
         ),
+        device_facts=request.devices.facts if request.devices else None,
         timings=dict(timings),
     )
 

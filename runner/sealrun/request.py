@@ -15,8 +15,9 @@ import os
 import platform
 from typing import TYPE_CHECKING
 
-from sealrun import caches, determinism, facts
+from sealrun import caches, determinism
 from sealrun.data import CONTAINER_HOME
+from sealrun.devices.access import LABEL as DEVICES
 from sealrun.errors import Refused
 from sealrun.image.model import PATH, WORKDIR
 from sealrun.readable import mounted
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sealrun.data import Dataset
+    from sealrun.devices.access import Access
     from sealrun.image.model import Loading, SealedImage
     from sealrun.policy import Policy
     from sealrun.state import Places
@@ -68,11 +70,13 @@ def request_for(  # noqa: PLR0913 - everything that decides how an experiment ru
     out: Path,
     places: Places,
     join_stderr: bool,
+    devices: Access | None = None,
 ) -> Request:
     """Return the container that a run asks for.
 
     Args:
         out: the host's directory behind ``/out``; made writable for the experiment's user.
+        devices: GPUs that are this run's.
 
     Raises:
         Refused: the policy passes a variable that the caller does not have, or the experiment's
@@ -87,6 +91,9 @@ def request_for(  # noqa: PLR0913 - everything that decides how an experiment ru
     variables = environment(policy, image.environment.variables)
     if traced:
         variables |= determinism.tracing(policy, variables.get("PYTHONPATH"))
+    if devices is not None:
+        # Last: what a program counts has to fit what it gets.
+        variables |= devices.variables
     shown = [mounted(dataset, user) for dataset in datasets]
     return Request(
         name=f"sealrun-{run_id.lower()}",
@@ -95,7 +102,9 @@ def request_for(  # noqa: PLR0913 - everything that decides how an experiment ru
         workdir=WORKDIR,
         environment=variables,
         user=user,
-        groups=sorted(frozenset[int]().union(*(groups for _, groups in shown))),
+        groups=sorted(
+            frozenset(devices.groups if devices else ()).union(*(groups for _, groups in shown))
+        ),
         mounts=(*(mount for mount, _ in shown), Mount(out, OUT, read_only=False)),
         limits=policy.sandbox.limits(),
         labels={
@@ -103,6 +112,7 @@ def request_for(  # noqa: PLR0913 - everything that decides how an experiment ru
             "sealrun.repository": repository_id,
             "sealrun.commit": tree.commit,
             "sealrun.image": image.image_id,
+            **({DEVICES: ",".join(d.uuid for d in devices.devices)} if devices else {}),
         },
         passwd=passwd(*user),
         group=group(user[1]),
@@ -112,7 +122,7 @@ def request_for(  # noqa: PLR0913 - everything that decides how an experiment ru
         join_stderr=join_stderr,
         network=policy.sandbox.network,
         writable_workdir=policy.sandbox.workdir == "new-files",
-        devices=facts.devices() if policy.sandbox.gpus == "caller" else (),
+        devices=devices,
     )
 
 

@@ -23,6 +23,9 @@ import platformdirs
 from sealrun.errors import StorageFault
 
 ID_FILE = "sealrun/id"
+#: For locks of the whole host (Filesystem Hierarchy Standard 3.0, /run/lock); where a distribution
+#: keeps that for root, memory that everybody shares.
+_LEASES = (Path("/run/lock"), Path("/dev/shm"), Path("/tmp"))  # noqa: S108 - each file is checked
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,26 @@ def configuration() -> Path:
     if home:
         return Path(home).absolute() / "config"
     return Path(platformdirs.user_config_dir("sealrun", appauthor=False))
+
+
+def leases() -> Path:
+    """Return the directory in which runs of every user of this host take turns for its GPUs.
+
+    ``SEALRUN_HOME`` does not move it: two homes on one host must not share a GPU by accident.
+    ``SEALRUN_LEASES`` does, and has to be the same for everybody.
+    """
+    named = os.environ.get("SEALRUN_LEASES")
+    if named:
+        return Path(named).absolute()
+    for place in _LEASES[:-1]:
+        try:
+            status = place.stat()
+        except OSError:
+            continue
+        # Everybody comes to the same answer: nothing here depends on who asks.
+        if status.st_uid == 0 and status.st_mode & 0o1002 == 0o1002:  # noqa: PLR2004 - sticky and open to all
+            return place
+    return _LEASES[-1]
 
 
 def private(path: Path) -> Path:

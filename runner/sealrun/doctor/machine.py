@@ -3,23 +3,21 @@
 Rules that this module keeps:
 
 - Thresholds stand at the top with what they are for.
-- Looking at GPUs needs no driver library; where one is installed it is asked for names.
+- About GPUs says what a run would find: ``sealrun.devices`` answers.
 """
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import os
 import platform
 import re
 import shutil
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from sealrun.devices.condition import condition
 from sealrun.doctor.model import LIVING_NAMED, NAMED, UNNAMED, Check, Grade
-from sealrun.facts import devices
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -120,49 +118,5 @@ def programs() -> Iterable[Check]:
 
 def gpus(engine: Engine | None) -> Iterable[Check]:
     """Yield the GPUs and whether containers can have them."""
-    seen = devices()
-    if Path("/dev/kfd").exists():
-        yield Check("gpu", Grade.WARN, "AMD (/dev/kfd): this version passes no AMD devices on")
-        return
-    if not seen:
-        yield Check("gpu", Grade.OK, "none visible; runs use the CPU")
-        return
-    named = ", ".join(_names()) or "no driver library to name them"
-    detail = f"NVIDIA {', '.join(seen)} ({named})"
-    if _toolkit(engine):
-        yield Check("gpu", Grade.OK, f"{detail}; container toolkit present")
-    else:
-        yield Check(
-            "gpu",
-            Grade.FAIL,
-            f"{detail}; no container toolkit: containers cannot have them",
-            "Install nvidia-container-toolkit, then: nvidia-ctk runtime configure"
-            " --runtime=docker && systemctl restart docker",
-        )
-
-
-def _names() -> list[str]:
-    names: list[str] = []
-    # The driver library is absent, or older than its binding, on many machines.
-    with contextlib.suppress(Exception):
-        nvml: Any = importlib.import_module("pynvml")
-        nvml.nvmlInit()
-        try:
-            for number in range(nvml.nvmlDeviceGetCount()):
-                name = nvml.nvmlDeviceGetName(nvml.nvmlDeviceGetHandleByIndex(number))
-                names.append(str(name))
-        finally:
-            nvml.nvmlShutdown()
-    return names
-
-
-def _toolkit(engine: Engine | None) -> bool:
-    if any(shutil.which(p) for p in ("nvidia-ctk", "nvidia-container-runtime-hook")):
-        return True
-    if engine is None:
-        return False
-    try:
-        known: dict[str, object] = engine.client.info().get("Runtimes") or {}
-    except Exception:  # noqa: BLE001 - docker-py's and requests' errors; the engine row has them
-        return False
-    return "nvidia" in known
+    found = condition(engine)
+    yield Check("gpu", Grade.OK if found.usable else Grade.FAIL, found.detail, found.fix)

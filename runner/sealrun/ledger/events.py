@@ -255,6 +255,7 @@ class RunProgress(Event):
         engine: what runs the container.
         data: what is mounted from outside the repository.
         variables: environment variables of the container.
+        device_facts: the GPUs that the container gets, who else is on them, their driver.
         timings: seconds of each step so far.
     """
 
@@ -273,6 +274,7 @@ class RunProgress(Event):
     engine: EngineFacts | None = None
     data: tuple[DataFacts, ...] | None = None
     variables: Mapping[str, str] | None = None
+    device_facts: Mapping[str, object] | None = None
     timings: Mapping[str, float] = field(default_factory=dict[str, float])
 
 

@@ -19,10 +19,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sealrun.devices.access import remedy
+from sealrun.devices.injected import brought
 from sealrun.errors import EngineError, SandboxError
 from sealrun.sandbox import files, spec, views
 from sealrun.sandbox.cgroup import Accounts, accounts_of
-from sealrun.sandbox.effective import read_effective, sees
+from sealrun.sandbox.effective import read_effective, read_mounts, sees
 from sealrun.sandbox.events import Watch
 from sealrun.sandbox.gate import Gate, Sink
 from sealrun.sandbox.init import place
@@ -78,7 +80,7 @@ def _engine_errors(
     except docker.errors.APIError as error:
         kind = SandboxError if refused else EngineError
         text = str(error.explanation or error)
-        raise kind(f"the engine refused to {doing}: {text}", hint=hint) from error
+        raise kind(f"the engine refused to {doing}: {text}", hint=remedy(text) or hint) from error
     except (
         docker.errors.DockerException,
         requests.RequestException,
@@ -204,6 +206,7 @@ class DockerContainer:
     ) -> None:
         self.id = container
         self.root: Path | None = None
+        self.brought: Sequence[str] = ()
         self.command = ""
         self._client = client
         self._request = request
@@ -249,6 +252,9 @@ class DockerContainer:
             root = _PROC / str(pid) / "root"
             if os.access(root, os.R_OK):
                 self.root = root
+                if self._request.devices is not None and self._request.devices.injected:
+                    text = (root.parent / "mountinfo").read_text("utf-8", "surrogateescape")
+                    self.brought = brought(root, (mount.target for mount in read_mounts(text)))
 
     def effective(self) -> Effective:
         """Read back capabilities, seccomp, limits and mounts, and compare with the request."""

@@ -15,6 +15,8 @@ import posixpath
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from sealrun.devices.access import unexpected
+from sealrun.devices.injected import device_files, is_injected
 from sealrun.sandbox import spec
 from sealrun.sandbox.cgroup import Accounts, accounts_of
 from sealrun.sandbox.protocol import Effective
@@ -129,12 +131,21 @@ def compare_mounts(text: str, request: Request, binds: Sequence[Mount]) -> list[
                 problems.append(
                     f"{target} in the container is {mount.kind} {sorted(mount.options)}"
                 )
-        elif not any(
-            target == known or (known.endswith("/") and target.startswith(known))
-            for known in _ENGINE_MOUNTS
-        ):
+        elif not _by_engine(mount, request):
             problems.append(f"nobody asked for the mount at {target} in the container")
     return problems
+
+
+def _by_engine(mount: MountLine, request: Request) -> bool:
+    """Tell whether an engine makes a mount by itself, or a GPU's toolkit for it."""
+    target = mount.target
+    if request.devices is not None and request.devices.injected and is_injected(target):
+        # Sockets and device files are used by writing; the driver's files are not.
+        return "ro" in mount.options or target.startswith(("/dev/", "/run/"))
+    return any(
+        target == known or (known.endswith("/") and target.startswith(known))
+        for known in _ENGINE_MOUNTS
+    )
 
 
 def compare_rlimits(text: str, request: Request) -> list[str]:
@@ -197,7 +208,8 @@ def compare_inspection(found: Mapping[str, Any], request: Request) -> list[str]:
         ("IPC mode", host.get("IpcMode"), "private"),
         ("size of /dev/shm", host.get("ShmSize"), request.limits.shm),
         ("added groups", host.get("GroupAdd") or [], spec.groups(request)),
-        ("devices", host.get("Devices") or [], []),
+        ("devices", *_device_files(host.get("Devices") or [], request)),
+        ("device requests", *_device_requests(host.get("DeviceRequests") or [], request)),
         ("process namespace", host.get("PidMode") or "", ""),
         ("user", config.get("User"), ":".join(map(str, request.user))),
         ("working directory", config.get("WorkingDir"), request.workdir),
@@ -213,6 +225,36 @@ def compare_inspection(found: Mapping[str, Any], request: Request) -> list[str]:
     if request.seccomp is not None and profile not in (host.get("SecurityOpt") or []):
         problems.append("the engine's record holds another system call filter")
     return problems
+
+
+def _device_files(
+    found: Sequence[Mapping[str, Any]], request: Request
+) -> tuple[list[object], list[object]]:
+    wanted = request.devices.entries() if request.devices else []
+    return [dict(one) for one in found], list(wanted)
+
+
+def _device_requests(
+    found: Sequence[Mapping[str, Any]], request: Request
+) -> tuple[list[object], list[object]]:
+    """Return found and wanted device requests, in what both sides always say."""
+    wanted = request.devices.requests if request.devices else ()
+    return (
+        [(one.get("Driver"), one.get("Count") or 0, one.get("DeviceIDs")) for one in found],
+        [(one["Driver"], 0, one["DeviceIDs"]) for one in wanted],
+    )
+
+
+def compare_devices(root: Path, request: Request) -> list[str]:
+    """Return the device files of a container that nobody asked for.
+
+    Raises:
+        OSError: they cannot be listed.
+    """
+    return [
+        f"nobody asked for the device {node} in the container"
+        for node in unexpected(device_files(root), request.devices)
+    ]
 
 
 def sees(pid: int, container: str, request: Request, proc: Path) -> bool:
@@ -280,6 +322,10 @@ def read_effective(
             problems.append("the first process of the container is not our init")
     except OSError as error:
         unseen.append(f"the container's first process cannot be hashed: {error.strerror}")
+    try:
+        problems += compare_devices(directory / "root", request)
+    except OSError as error:
+        unseen.append(f"the container's devices cannot be listed: {error.strerror}")
     different, missing = compare_limits(accounts_of(pid, proc), request)
     return Effective((*problems, *different), (*unseen, *missing), details)
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from sealrun.devices.access import Access
+
 
 @dataclass(frozen=True)
 class Mount:
@@ -76,7 +78,7 @@ class Request:
         writable_workdir: new files may be made beside the committed ones.
         passwd: content of ``/etc/passwd`` with an entry for ``user``; likewise ``group``.
         seccomp: JSON text of the profile; None leaves the engine's own (a loosening, on record).
-        devices: GPU ids as the caller sees them; empty for none.
+        devices: GPUs that the container gets; None for none.
     """
 
     name: str
@@ -96,7 +98,7 @@ class Request:
     join_stderr: bool = False
     network: str = "none"
     writable_workdir: bool = True
-    devices: Sequence[str] = ()
+    devices: Access | None = None
     groups: Sequence[int] = ()
 
 
@@ -173,6 +175,8 @@ class Container(Protocol):
     id: str
     #: The container's root as this host sees it (``/proc/PID/root``), or None where it cannot.
     root: Path | None
+    #: Paths that a GPU's toolkit put into the container beside the image's.
+    brought: Sequence[str]
     #: Whether the init found the command: ``ready``, ``not-found`` or ``not-executable``.
     command: str
 

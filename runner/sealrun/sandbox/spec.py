@@ -173,8 +173,9 @@ def specification(
         host |= {"Memory": limits.memory, "MemorySwap": limits.memory}
     if limits.cpus is not None:
         host["NanoCpus"] = round(limits.cpus * 1e9)
-    if request.devices:
-        host["DeviceRequests"] = device_requests(request.devices)
+    if request.devices is not None:
+        host["DeviceRequests"] = list(request.devices.requests)
+        host["Devices"] = request.devices.entries()
     uid, gid = request.user
     environment = {"HOME": HOME, **request.environment}
     return {
@@ -196,17 +197,6 @@ def specification(
         "Healthcheck": {"Test": ["NONE"]},
         "HostConfig": host,
     }
-
-
-def device_requests(devices: Sequence[str]) -> list[dict[str, Any]]:
-    """Return GPUs in the engine's words; untested: no GPU stood beside an engine so far."""
-    return [
-        {
-            "Driver": "nvidia",
-            "DeviceIDs": list(devices),
-            "Capabilities": [["gpu", "compute", "utility"]],
-        }
-    ]
 
 
 def _check_targets(all_mounts: Sequence[Mount]) -> None:
