@@ -38,6 +38,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
     "init": {},
     "run": {"context_settings": _EXPERIMENT},
     "warm": {},
+    "gc": {},
     "ps": {},
     "logs": {},
     "outputs": {},

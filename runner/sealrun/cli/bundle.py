@@ -160,6 +160,7 @@ def import_(
 
     Example:  sealrun bundle import night.sealrun
     """
+    from sealrun.gc.keeping import keeping
     from sealrun.git import Repository
     from sealrun.leftovers import identify
     from sealrun.provenance.bundle.checking import checked
@@ -169,7 +170,10 @@ def import_(
 
     voice = console.current()
     repository, places = Repository.here(), Places.of_user()
-    with checked(file, places.data / "unpacked", _keys(key), unsigned=unsigned) as found:
+    with (
+        keeping(places),
+        checked(file, places.data / "unpacked", _keys(key), unsigned=unsigned) as found,
+    ):
         # Only now: a bundle that is refused leaves nothing in the repository, not even its id.
         done = install(found, file, Stored(repository, identify(repository), places))
     if json:

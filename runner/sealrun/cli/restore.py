@@ -49,6 +49,7 @@ def command(
     Example:  sealrun restore /mnt/backup
     """
     from sealrun.cli.alerts import parse_anchor
+    from sealrun.gc.keeping import keeping
     from sealrun.git import Repository
     from sealrun.mirror import config
     from sealrun.mirror.after import configuration
@@ -61,7 +62,9 @@ def command(
     mirror = find(source, destinations, os.environ, repository.algorithm)
     name = _line(mirror, line, repository.algorithm)
     screen = console.current()
-    done = restore(mirror, name, repository, Places.of_user(), known, screen)
+    places = Places.of_user()
+    with keeping(places):
+        done = restore(mirror, name, repository, places, known, screen)
     if json:
         screen.json(
             {

@@ -35,6 +35,8 @@ def command(
     """
     from sealrun.engine import connect
     from sealrun.fetch.prepare import prepare as fetches
+    from sealrun.gc.images import note_warmed
+    from sealrun.gc.keeping import keeping
     from sealrun.git import Repository
     from sealrun.image.load import load, reload
     from sealrun.image.prepare import prepare
@@ -56,14 +58,16 @@ def command(
         voice.say(line)
     effective = committed_policy(tree)
     policy = effective.policy
-    engine = connect(places)
-    base, environment = prepare(tree, policy.image, places, engine, voice, make=True)
-    # A token is given away by an approved policy alone: whoever can commit could name any server.
-    asked = any(one.token is not None for one in policy.fetch)
-    may = not asked or _is_approved(effective, repository, places, identity)
-    fetched = fetches(policy, tree, places, voice, make=True, tokens=may)
-    sealed = seal(tree, base, environment, TreeLayers(places.trees(identity)), voice)
-    loading = (reload if repair else load)(sealed.image, engine.client, progress=voice)
+    with keeping(places):
+        engine = connect(places)
+        base, environment = prepare(tree, policy.image, places, engine, voice, make=True)
+        # A token is given away by an approved policy alone: whoever can commit could name any server.
+        asked = any(one.token is not None for one in policy.fetch)
+        may = not asked or _is_approved(effective, repository, places, identity)
+        fetched = fetches(policy, tree, places, voice, make=True, tokens=may)
+        sealed = seal(tree, base, environment, TreeLayers(places.trees(identity)), voice)
+        note_warmed(sealed.image, places)
+        loading = (reload if repair else load)(sealed.image, engine.client, progress=voice)
     if json:
         voice.json(
             {

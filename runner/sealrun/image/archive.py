@@ -25,7 +25,7 @@ from sealrun.image.store import chunks, sha256
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from sealrun.image.model import Layer, SealedImage
+    from sealrun.image.model import Layer, Platform, SealedImage
 
 _CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
 _LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar"
@@ -82,8 +82,12 @@ class Stack:
 
 def stack(image: SealedImage, reference: str | None = None) -> Stack:
     """Return a sealed image as a stack; the default reference holds its id."""
-    tag = image.image_id.removeprefix("sha256:")[:24]
-    return Stack(image.config, image.layers, reference or f"sealrun-tree:{tag}")
+    return Stack(image.config, image.layers, reference or tree_reference(image.image_id))
+
+
+def tree_reference(image_id: str) -> str:
+    """Return what an engine calls the image with an id, if nobody chose another name."""
+    return f"sealrun-tree:{image_id.removeprefix('sha256:')[:24]}"
 
 
 def foundations(image: SealedImage) -> tuple[Stack, ...]:
@@ -93,18 +97,41 @@ def foundations(image: SealedImage) -> tuple[Stack, ...]:
     their layers stay, and nothing but a tree layer has to be sent for the next commit.
     """
     base, environment = image.base.layers, image.environment.layer
-    found = [_foundation(image, base, (BASE,) * len(base), "sealrun-base")]
+    diff_ids = [layer.diff_id for layer in base]
+    middle = None if environment is None else environment.diff_id
+    layers = [base] if environment is None else [base, (*base, environment)]
+    lower = _lower(diff_ids, middle, image.base.platform)
+    return tuple(
+        Stack(config, some, name) for (config, name), some in zip(lower, layers, strict=True)
+    )
+
+
+def lower_references(
+    base: Sequence[str], environment: str | None, platform: Platform
+) -> tuple[str, ...]:
+    """Return what an engine calls the images below a tree's, from the bottom up.
+
+    Args:
+        base: digests of the base's layers, from the bottom up.
+        environment: digest of the environment's layer, if it has one.
+        platform: of the base.
+    """
+    return tuple(name for _, name in _lower(base, environment, platform))
+
+
+def _lower(
+    base: Sequence[str], environment: str | None, platform: Platform
+) -> list[tuple[bytes, str]]:
+    """Return config and reference of each image below a tree's."""
+    names = (BASE,) * len(base)
+    parts = [("sealrun-base", list(base), names)]
     if environment is not None:
-        names = (*(BASE,) * len(base), ENVIRONMENT)
-        found.append(_foundation(image, (*base, environment), names, "sealrun-env"))
-    return tuple(found)
-
-
-def _foundation(
-    image: SealedImage, layers: tuple[Layer, ...], names: Sequence[str], repository: str
-) -> Stack:
-    config = image_config([x.diff_id for x in layers], names, image.base.platform, {})
-    return Stack(config, layers, f"{repository}:{sha256(config).removeprefix('sha256:')[:12]}")
+        parts.append(("sealrun-env", [*base, environment], (*names, ENVIRONMENT)))
+    configs = [(where, image_config(ids, what, platform, {})) for where, ids, what in parts]
+    return [
+        (config, f"{where}:{sha256(config).removeprefix('sha256:')[:12]}")
+        for where, config in configs
+    ]
 
 
 class Archive:

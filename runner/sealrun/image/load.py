@@ -158,7 +158,7 @@ class EngineImages:
         """Return the image that the engine knows by a name, or None."""
         import docker.errors
 
-        with _engine_errors(f"inspecting {name}"):
+        with engine_errors(f"inspecting {name}"):
             try:
                 answer: dict[str, Any] = self._client.inspect_image(name)
             except docker.errors.NotFound:
@@ -198,14 +198,14 @@ class EngineImages:
         if any(tag == reference or tag.endswith("/" + reference) for tag in found.tags):
             return
         name, _, tag = reference.rpartition(":")
-        with _engine_errors(f"tagging {reference}"):
+        with engine_errors(f"tagging {reference}"):
             self._client.tag(found.id, name, tag)
 
     def untag(self, reference: str) -> None:
         """Remove a reference, and the image with it where it was the last; missing is fine."""
         import docker.errors
 
-        with _engine_errors(f"removing {reference}"):
+        with engine_errors(f"removing {reference}"):
             try:
                 self._client.remove_image(reference)
             except docker.errors.NotFound:
@@ -213,7 +213,7 @@ class EngineImages:
 
     def forget(self, wanted: Stack) -> None:
         """Remove every image of ours that shares a layer with a stack."""
-        with _engine_errors("listing images"):
+        with engine_errors("listing images"):
             listed: list[dict[str, Any]] = self._client.images(all=False)
         for entry in listed:
             tags = [str(tag) for tag in entry.get("RepoTags") or ()]
@@ -240,7 +240,7 @@ class EngineImages:
         title = f"loading {what.reference} into the engine"
         with (
             self._progress.task(title, len(archive)) as task,
-            _engine_errors(title),
+            engine_errors(title),
         ):
             body = _Body(archive, task.advance)
             response = self._post(body)
@@ -314,7 +314,7 @@ def _complaint(line: bytes) -> str | None:
 
 
 @contextmanager
-def _engine_errors(doing: str) -> Generator[None]:
+def engine_errors(doing: str) -> Generator[None]:
     """Turn docker-py's and requests' exceptions into ours.
 
     Raises:

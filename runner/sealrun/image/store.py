@@ -71,6 +71,13 @@ class LayerStore:
             return None
         return Layer(diff_id, size, path) if found == size else None
 
+    def size(self, diff_id: str) -> int | None:
+        """Return the bytes of a stored layer, or None where there is none."""
+        try:
+            return self.path(diff_id).stat().st_size
+        except OSError:
+            return None
+
     def writer(self, *, durable: bool = True, expected: int | None = None) -> LayerWriter:
         """Open a layer for writing.
 
