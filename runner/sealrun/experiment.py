@@ -37,6 +37,7 @@ from sealrun.errors import (
     SealrunError,
     Status,
 )
+from sealrun.gc.keeping import keeping
 from sealrun.image.model import PATH, WORKDIR
 from sealrun.ledger import Alert, RunEnded, new_ulid
 from sealrun.metric import Metric, read_metric
@@ -526,6 +527,9 @@ class Experiment:
                 owner=default_owner(self.places.repository(self.repository_id)),
             )
             leftovers.clear_containers(sandbox, self.places, self.repository_id)
+        # Until all that the image is made of is on record and a container stands on it.
+        self.kept = self.until_recorded.enter_context(contextlib.ExitStack())
+        self.kept.enter_context(keeping(self.places))
         sealed = self._image(engine)
         self._add(*found_by.from_bytecode(sealed.bytecode))
         if not self._may_start():
@@ -543,6 +547,7 @@ class Experiment:
             self._add(Finding(Reason.IMAGE_REPAIRED, damage.message))
             if not self._may_start():
                 return
+            self.kept.enter_context(keeping(self.places))
             with self.clock.step("repair"):
                 self._await_removal()
                 loading = reload(
@@ -604,6 +609,7 @@ class Experiment:
         )
         with self.clock.step("create"):
             container = sandbox.create(request)
+        self.kept.close()
         try:
             self._inside(container, engine, sealed)
         finally:
