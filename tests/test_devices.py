@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def green(index: int, **changes: object) -> Device:
+def green(index: int, **changes: Any) -> Device:  # noqa: ANN401 - fields of Device
     """Return an NVIDIA GPU."""
     base = Device(
         "nvidia",
@@ -30,7 +30,7 @@ def green(index: int, **changes: object) -> Device:
         f"00000000:{index + 1:02X}:00.0",
         (f"/dev/nvidia{index}",),
     )
-    return replace(base, **changes)  # type: ignore[arg-type] - fields of Device
+    return replace(base, **changes)
 
 
 def instance(gpu: Device, slot: int) -> Device:
