@@ -42,6 +42,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
     "ps": {},
     "logs": {},
     "outputs": {},
+    "sync": {},
     "cancel": {},
     "log": {},
     "show": {},
