@@ -7,6 +7,7 @@ kernel's files below another root, and harmless device files (``/dev/null``'s nu
 from __future__ import annotations
 
 import os
+import secrets
 import stat
 import subprocess
 from dataclasses import dataclass
@@ -89,16 +90,25 @@ def fake_nvml(directory: Path) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class FakeAmd:
-    """Roots below which an AMD driver's files stand."""
+    """Roots below which an AMD driver's files stand.
+
+    Attributes:
+        number: of the first GPU, another one in each test: the engine is everybody's.
+    """
 
     sys: Path
     dev: Path
     proc: Path
+    number: int
+
+    def uuid(self, index: int) -> str:
+        """Return what names a GPU."""
+        return f"GPU-{self.number + index:016x}"
 
 
 def fake_amd(root: Path, gpus: int = 2) -> FakeAmd:
     """Make the files of a machine with a processor and AMD GPUs; needs mknod(2)."""
-    fake = FakeAmd(root / "sys", root / "dev", root / "proc")
+    fake = FakeAmd(root / "sys", root / "dev", root / "proc", secrets.randbits(56) << 6)
     nodes = fake.sys / "class/kfd/kfd/topology/nodes"
     (fake.dev / "dri").mkdir(parents=True)
     null = Path("/dev/null").stat().st_rdev
@@ -107,7 +117,7 @@ def fake_amd(root: Path, gpus: int = 2) -> FakeAmd:
     for number in range(gpus):
         node = nodes / str(number + 1)
         properties = (
-            f"simd_count 304\nunique_id {0xAB00 + number}\ndrm_render_minor {128 + number}\n"
+            f"simd_count 304\nunique_id {fake.number + number}\ndrm_render_minor {128 + number}\n"
             f"location_id {0xC300 + (number << 8)}\ndomain 0\nvendor_id 4098\nodd line here\n"
         )
         _node(node, properties, 1000 + number)
