@@ -35,12 +35,17 @@ NAME = f"cpython-{VERSION}-linux-{MACHINE}-gnu"
 _PACKAGES = (
     "python3.9-minimal,libpython3.9-minimal,libpython3.9-stdlib,libpython3.9-dev,python3-distutils"
 )
-_DROPPED = ("/test/", "/lib2to3/", "/config-3.9", "/__pycache__/", "/ensurepip/", "/idlelib/")
+#: What no test imports, so that making and compiling take seconds.
+_DROPPED = (
+    *("/test/", "/tests/", "/lib2to3/", "/config-3.9", "/__pycache__/", "/ensurepip/", "/idlelib/"),
+    *("/tkinter/", "/turtle", "/pydoc", "/asyncio/", "/multiprocessing/", "/xmlrpc/", "/sqlite3/"),
+    *("/dbm/", "/curses/", "/wsgiref/", "/msilib/", "/encodings/cp", "/encodings/mac"),
+)
 
 
 def archive() -> Path:
     """Return the interpreter's archive, made at most once a machine."""
-    path = shared_cache() / f"{NAME}-1.tar.gz"
+    path = shared_cache() / f"{NAME}-3.tar.gz"
     with path.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.exists():

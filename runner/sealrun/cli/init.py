@@ -78,7 +78,10 @@ def command(
 
 
 def _propose(repository: Repository, settings: dict[Agent, Change]) -> Proposal:
-    from sealrun.init import draft, look, proposal, shape
+    from dataclasses import replace
+
+    from sealrun.image.recipe import shipped_pythons
+    from sealrun.init import draft, interpreter, look, proposal, shape
 
     found, untracked = look.look(repository)
     recognised = shape.recognise(found)
@@ -86,13 +89,15 @@ def _propose(repository: Repository, settings: dict[Agent, Change]) -> Proposal:
     candidates |= {change.path for change in settings.values()}
     if recognised.lock is not None:
         candidates.add(recognised.lock)
-    return proposal.propose(
+    made = proposal.propose(
         found,
         look.ignored(repository, sorted(candidates)),
         look.missing(recognised.data),
         untracked,
         {agent.value: change for agent, change in settings.items()},
     )
+    python = interpreter.note(found, recognised, shipped_pythons())
+    return replace(made, notes=(python, *made.notes)) if python else made
 
 
 def _show(proposal: Proposal) -> None:

@@ -84,6 +84,8 @@ _DROPPED_FILES = frozenset(
     )
 )
 
+#: Debian's Python by suite: a release keeps the upstream version that it came with.
+_PYTHONS = {"bookworm": "3.11.2"}
 _INSTALL_HINT = (
     "Install mmdebstrap (as root: apt-get install mmdebstrap debian-archive-keyring), or name an "
     'image by digest in sealrun.toml: [image] base = "NAME@sha256:...".'
@@ -132,6 +134,11 @@ def load(name: str) -> Recipe:
     content = shipped("images", name, "recipe.toml").read_bytes()
     document = tomllib.loads(content.decode())
     return Recipe(name, content, document["suite"], document["python"], tuple(document["packages"]))
+
+
+def shipped_pythons() -> dict[str, str]:
+    """Return the Python that each shipped base has, by the recipe's name, without making it."""
+    return {name: _PYTHONS[load(name).suite] for name in names()}
 
 
 def make(

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from sealrun.init.shape import Shape
 
 POLICY = "sealrun.toml"
+#: The shipped policy's base.
+BASE = "debian-python"
 #: The shipped base with a compiler and Python's headers.
 _WITH_COMPILER = "debian-python-build"
 

@@ -14,7 +14,9 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sealrun.image.asked import VERSION_FILE
 from sealrun.init import draft
+from sealrun.init.interpreter import PROJECT
 from sealrun.init.proposal import READ_BY_AGENTS, SKILL
 from sealrun.init.shape import LOCKS, PREPARE, PROGRAM, TRAIN, Found
 
@@ -24,7 +26,10 @@ if TYPE_CHECKING:
     from sealrun.git import Repository
 
 #: What may be changed or is looked into by name.
-_NAMED = (*(draft.POLICY, PROGRAM, TRAIN, PREPARE), *LOCKS, *READ_BY_AGENTS, SKILL)
+_NAMED = (
+    *(draft.POLICY, PROGRAM, TRAIN, PREPARE, PROJECT, VERSION_FILE),
+    *(*LOCKS, *READ_BY_AGENTS, SKILL),
+)
 #: Bytes of a file, and number of Python sources, that are read. Locks of torch have about 1 MB.
 _LARGEST = 4 << 20
 _SOURCES = 500
