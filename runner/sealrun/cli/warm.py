@@ -38,6 +38,7 @@ def command(
     from sealrun.gc.images import note_warmed
     from sealrun.gc.keeping import keeping
     from sealrun.git import Repository
+    from sealrun.image.interpreter import pin_line
     from sealrun.image.load import load, reload
     from sealrun.image.prepare import prepare
     from sealrun.image.seal import seal
@@ -97,6 +98,8 @@ def command(
         return Status.OK
     for one in fetched:
         _tell(one)
+    if line := pin_line(base):
+        voice.say(f"  what [python] in sealrun.lock binds the interpreter by: {line}", level=1)
     voice.say(_summary(sealed.image, tree.commit))
     return Status.OK
 
