@@ -98,8 +98,8 @@ def command(
         return Status.OK
     for one in fetched:
         _tell(one)
-    if line := pin_line(base):
-        voice.say(f"  what [python] in sealrun.lock binds the interpreter by: {line}", level=1)
+    if pin := pin_line(base):
+        voice.say(f"  what [python] in sealrun.lock binds the interpreter by: {pin}", level=1)
     voice.say(_summary(sealed.image, tree.commit))
     return Status.OK
 
