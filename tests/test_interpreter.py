@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from sealrun.tree import CommittedTree
 
 AUTO = ImagePolicy()
+#: ``torchrun`` as the module that it is.
+_MODULE = ("torch.distributed.run", "--standalone", "--nproc-per-node=2", "train.py")
 PINNED = {".python-version": "3.9\n"}
 
 
@@ -332,6 +334,7 @@ def test_every_way_to_start_python_works_offline(
     try:
         assert version in cli("warm").stderr
         assert bool(served.asked) is (version == "3.9")
+        assert (f'"{NAME}" = "sha256:' in cli("warm", "-v").stderr) is (version == "3.9")
         ways = {
             "uv run train.py": expected,
             "python train.py": expected,
@@ -347,6 +350,35 @@ def test_every_way_to_start_python_works_offline(
         served.folder.joinpath("interpreters.json").unlink()
         assert "1 of 1 runs could be rebuilt" in cli("doctor", "--reproducible").stdout
         assert "same" in cli("reproduce", result["run"]).stdout
+    finally:
+        cli.stop_guard()
+
+
+RANKS = """import torch, torch.distributed as ranks
+ranks.init_process_group("gloo")
+total = torch.tensor([ranks.get_rank() + 1.0])
+ranks.all_reduce(total)
+if ranks.get_rank() == 0:
+    print(ranks.get_world_size(), total.item())
+ranks.destroy_process_group()
+"""
+
+
+@pytest.mark.soak
+@pytest.mark.engine
+def test_torchrun_starts_its_ranks_offline(repo: Repo, tmp_path: Path) -> None:
+    """Two ranks meet over the loopback of a container without network, started by ``uv run`` too."""
+    wants = 'dependencies = ["torch==2.13.0", "numpy"]\n'
+    project = f'[project]\nname = "p"\nversion = "0.1"\nrequires-python = ">=3.11"\n{wants}'
+    repo.commit({"train.py": RANKS, "pyproject.toml": project})
+    cli = Cli(repo.path, tmp_path / "home").with_base()
+    torchrun = ("torchrun", "--standalone", "--nproc-per-node=2", "train.py")
+    try:
+        cli("warm", timeout=1200)
+        for command in (torchrun, ("uv", "run", *torchrun), ("python3", "-m", *_MODULE)):
+            result, done = cli.run(*command)
+            assert done.stdout == "2 3.0\n", done.stderr
+            assert result["verdict"] == "clean", done.stderr
     finally:
         cli.stop_guard()
 
@@ -411,6 +443,7 @@ def test_an_unfitted_base_is_refused_where_an_environment_is_planned(case: Case)
         plan(case.tree(PINNED), AUTO, case.base)
 
 
+@pytest.mark.engine
 @pytest.mark.parametrize("libc", [None, "glibc-2.36", "musl-1.2"])
 def test_the_c_library_of_the_base_decides(libc: str | None, case: Case, served: Source) -> None:
     """Only what is built for it is looked at; for an unknown one nothing is."""
@@ -468,6 +501,7 @@ def test_what_arrives_is_checked(
     assert not list((case.places.cache / "scratch").glob("python-*"))
 
 
+@pytest.mark.engine
 def test_uvs_own_settings_decide_where_to_ask(
     case: Case, served: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -487,6 +521,19 @@ def test_uvs_own_settings_decide_where_to_ask(
     with pytest.raises(EnvironmentFault, match="downloads are not allowed"):
         case.make()
     assert "/interpreters.json" in served.asked
+
+
+@pytest.mark.engine
+def test_uvs_own_list_is_fetched_from_the_users_mirror(
+    case: Case, served: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a list of the user's, uv's own says what there is, and a mirror is asked for it."""
+    monkeypatch.delenv("UV_PYTHON_DOWNLOADS_JSON_URL")
+    monkeypatch.setenv("UV_PYTHON_INSTALL_MIRROR", served.address)
+    with pytest.raises(EnvironmentFault, match=r"asks for Python 3\.10, but the base has 3\.11"):
+        case.make({".python-version": "3.10\n"})
+    (asked_for,) = set(served.asked)
+    assert re.search(rf"/cpython-3\.10\.\d+.*{MACHINE}-unknown-linux-gnu", asked_for)
 
 
 @pytest.mark.engine
