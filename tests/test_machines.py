@@ -18,9 +18,12 @@ from _engine import INFO, speaking
 from sealrun.doctor import Grade
 from sealrun.doctor.situations import judge_engine, judge_limits, judge_machine
 from sealrun.doctor.surroundings import Surroundings, container_of, wsl_of
-from sealrun.engine import Engine, PathMapping
+from sealrun.engine import Engine, PathMapping, survey
 from sealrun.engine.answer import ask
 from sealrun.engine.endpoints import Candidate
+from sealrun.sandbox.protocol import Effective, Limits, Request
+from sealrun.sandbox.unenforced import with_unenforced, without_unenforced
+from sealrun.state import Places
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -130,7 +133,6 @@ def test_each_kind_of_machine_is_one_line(
         (ENGINE, Grade.OK, "Docker 20.10.24: served"),
         (replace(ENGINE, store="containerd"), Grade.OK, "containerd's image store: served"),
         (replace(ENGINE, rootless=True), Grade.WARN, "rootless: runs are served"),
-        (replace(ENGINE, podman=True), Grade.FAIL, "images are served, runs are not"),
         (replace(ENGINE, system="Docker Desktop"), Grade.WARN, "Docker Desktop, untried"),
         (replace(ENGINE, endpoint="tcp://build:2376"), Grade.WARN, "a network, untried"),
     ],
@@ -175,6 +177,63 @@ def test_an_engines_answer_tells_its_kind(tmp_path: Path) -> None:
     with speaking(tmp_path / "t") as endpoint:
         said = ask(Candidate(endpoint, "test"))
     assert (said.podman, said.unenforced) == (False, ())
+
+
+def test_podman_is_refused_in_words(tmp_path: Path) -> None:
+    """Podman answers as Docker does; it is named, and no run is begun that would break half-way."""
+    told = INFO | {"BuildahVersion": "1.28.2", "ServerVersion": "4.3.1"}
+    home = tmp_path / "home"
+    places = Places(home / "state", home / "data", home / "cache", home / "runtime")
+    with speaking(tmp_path / "s", json.dumps(told).encode(), api="1.41") as endpoint:
+        found = survey(places, {"DOCKER_HOST": endpoint})
+    assert found.error is not None
+    assert "is podman 4.3.1, by which runs are not served" in found.error.message
+    assert "rootless Docker" in (found.error.hint or "")
+
+
+def _limited(memory: int | None = None, cpus: float | None = None) -> Request:
+    nowhere = Path("/nowhere")
+    return Request(
+        name="c",
+        image="i",
+        argv=("true",),
+        workdir="/workspace",
+        environment={},
+        user=(10001, 10001),
+        mounts=(),
+        limits=Limits(memory=memory, cpus=cpus),
+        labels={},
+        passwd=b"",
+        group=b"",
+        seccomp=None,
+        init=nowhere,
+        init_digest="",
+    )
+
+
+def test_a_limit_of_the_policy_that_nothing_enforces_is_a_problem() -> None:
+    """Memory and CPUs that were asked for are problems, the limit of processes is a gap in coverage."""
+    nothing = ("memory", "processes", "CPU time")
+    asked = _limited(memory=1 << 30, cpus=2.0)
+    found = with_unenforced(Effective(()), asked, nothing)
+    assert found.problems == (
+        "the engine cannot limit memory here",
+        "the engine cannot limit CPU time here",
+    )
+    assert len(found.unseen) == 1
+    found = with_unenforced(Effective(()), _limited(), nothing)
+    assert (found.problems, len(found.unseen)) == ((), 1)
+    assert with_unenforced(Effective(()), asked, ()) == Effective(())
+
+
+@pytest.mark.parametrize("said", [None, 0, 4096])
+def test_an_engines_word_on_a_limit_that_it_dropped_counts_for_nothing(said: int | None) -> None:
+    """Engines record such a limit as asked for or not at all; both read the same."""
+    record = {"Id": "c", "HostConfig": {"PidsLimit": said, "Memory": 0}}
+    asked = _limited()
+    heard = without_unenforced(record, asked, ("processes",))
+    assert heard == {"Id": "c", "HostConfig": {"PidsLimit": asked.limits.pids, "Memory": 0}}
+    assert without_unenforced(record, asked, ()) == record
 
 
 # -- a file system that others write to -----------------------------------------------------------

@@ -525,6 +525,7 @@ class Experiment:
                 engine.mapping.translate,
                 # Other repositories' runs hold locks that this one's places know nothing of.
                 owner=default_owner(self.places.repository(self.repository_id)),
+                unenforced=engine.unenforced,
             )
             leftovers.clear_containers(sandbox, self.places, self.repository_id)
         # Until all that the image is made of is on record and a container stands on it.

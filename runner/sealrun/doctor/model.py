@@ -70,7 +70,7 @@ def summarise(checks: tuple[Check, ...], *, in_repository: bool) -> str:
     known = next((check.detail for check in checks if check.name == "writers"), UNNAMED)
     writers = f"writers: {known}"
     level = f"level {PROTECTION}, sandbox {TIER}"
-    if grades.get("engine") is not Grade.OK or grades.get("engine kind") is Grade.FAIL:
+    if grades.get("engine") is not Grade.OK:
         return f"nothing can run here: no usable container engine; {writers}"
     if not in_repository:
         return f"runs can be protected here ({level}), but this is no git repository; {writers}"

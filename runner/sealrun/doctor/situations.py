@@ -114,8 +114,8 @@ def _inside(kind: str, engine: Engine | None) -> Check:
 
 
 def judge_engine(engine: Engine) -> Check:
-    """Say what the kind of engine means for a run."""
-    named = f"{'podman' if engine.podman else 'Docker'} {engine.version}"
+    """Say what the kind of engine means for a run; one that cannot be used never comes here."""
+    named = f"Docker {engine.version}"
     if _DESKTOP in engine.system:
         return Check(
             "engine kind",
@@ -124,8 +124,6 @@ def judge_engine(engine: Engine) -> Check:
             f" {_OUT_OF_SIGHT}",
             "An engine in the same Linux as sealrun is seen in full: apt-get install docker.io",
         )
-    if engine.podman:
-        return _podman(named)
     if not engine.endpoint.startswith("unix:"):
         return Check(
             "engine kind",
@@ -149,16 +147,6 @@ def judge_engine(engine: Engine) -> Check:
             " record holds both",
         )
     return Check("engine kind", Grade.OK, f"{named}: served")
-
-
-def _podman(named: str) -> Check:
-    return Check(
-        "engine kind",
-        Grade.FAIL,
-        f"{named}: images are served, runs are not: its Docker API takes no system call filter as"
-        " text and no owner of a tmpfs",
-        "Use Docker Engine 20.10 or newer: sealrun engine up, as root, or rootless Docker.",
-    )
 
 
 def judge_limits(engine: Engine) -> Check:

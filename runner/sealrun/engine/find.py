@@ -112,7 +112,7 @@ class Survey:
     Attributes:
         attempts: every candidate that was asked, in order.
         engine: the one to use, or None.
-        probe: what the probe of its paths found, or None where there is no engine.
+        probe: what the probe of its paths found, or None where there is no engine to use.
         error: why no run could use an engine now, or None.
     """
 
@@ -163,6 +163,8 @@ def survey(
             return Survey(tuple(attempts), None, None, _nobody(tuple(attempts)))
     except EngineUnavailable as error:
         return Survey(tuple(attempts), None, None, error)
+    if engine.podman:
+        return Survey(tuple(attempts), engine, None, _podman(engine))
     probe = _probe(engine, places, fresh=fresh)
     return Survey(tuple(attempts), engine, probe, _objection(engine, probe))
 
@@ -237,6 +239,15 @@ def _nobody(attempts: tuple[Attempt, ...]) -> EngineUnavailable:
     return EngineUnavailable(
         f"no container engine answers ({asked})",
         hint="`sealrun engine up` starts one, or says exactly what to do here.",
+    )
+
+
+def _podman(engine: Engine) -> EngineUnavailable:
+    return EngineUnavailable(
+        f"the engine at {engine.endpoint} is podman {engine.version}, by which runs are not served: its"
+        " Docker API takes no system call filter as text and no owner of a tmpfs, and tells of other"
+        " events than Docker, so that interference with a container would go unseen",
+        hint="Use Docker Engine 20.10 or newer: `sealrun engine up` as root, or rootless Docker.",
     )
 
 

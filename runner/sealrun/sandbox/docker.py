@@ -30,6 +30,7 @@ from sealrun.sandbox.gate import Gate, Sink
 from sealrun.sandbox.init import place
 from sealrun.sandbox.protocol import Effective, Ended
 from sealrun.sandbox.stream import STDERR, STDOUT, Log
+from sealrun.sandbox.unenforced import with_unenforced, without_unenforced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
@@ -44,6 +45,8 @@ _KILL = 5.0
 #: Seconds between two measurements of new files, and how much longer than one they are apart.
 _MEASURE, _MEASURE_RATIO = 1.0, 20.0
 _PROC = Path("/proc")
+#: Characters of an engine's error that are shown.
+_MOST_TOLD = 2000
 _CREATE_HINT = (
     "A limit that this machine cannot grant stands in [sandbox] of the policy (sealrun policy show) "
     "or on the command line; about the engine `sealrun doctor` says more."
@@ -79,7 +82,8 @@ def _engine_errors(
         yield
     except docker.errors.APIError as error:
         kind = SandboxError if refused else EngineError
-        text = str(error.explanation or error)
+        # An engine may repeat what it was given: a whole system call filter, for one.
+        text = str(error.explanation or error)[:_MOST_TOLD]
         raise kind(f"the engine refused to {doing}: {text}", hint=remedy(text) or hint) from error
     except (
         docker.errors.DockerException,
@@ -105,6 +109,7 @@ class DockerSandbox:
         path_mapping: turns a path of ours into the engine's path of the same file; None where both
             are the same.
         owner: whose containers these are (``default_owner``); ``clear`` touches no others.
+        unenforced: limits that the engine cannot enforce (``Engine.unenforced``).
     """
 
     tier = "container"
@@ -115,10 +120,12 @@ class DockerSandbox:
         path_mapping: Callable[[Path], str] | None = None,
         *,
         owner: str,
+        unenforced: Sequence[str] = (),
     ) -> None:
         self._client = client
         self._translate = path_mapping or _same
         self._owner = owner
+        self._unenforced = unenforced
 
     def create(self, request: Request) -> DockerContainer:
         """Create and start a container whose init waits at the gate.
@@ -156,6 +163,7 @@ class DockerSandbox:
         container = DockerContainer(
             self._client, str(answer["Id"]), request, spec.mounts(request, accounts)
         )
+        container.unenforced = self._unenforced
         try:
             container.start()
         except BaseException:
@@ -208,6 +216,7 @@ class DockerContainer:
         self.root: Path | None = None
         self.brought: Sequence[str] = ()
         self.command = ""
+        self.unenforced: Sequence[str] = ()
         self._client = client
         self._request = request
         self._binds = binds
@@ -258,7 +267,9 @@ class DockerContainer:
 
     def effective(self) -> Effective:
         """Read back capabilities, seccomp, limits and mounts, and compare with the request."""
-        return read_effective(self._pid, self._request, self._binds, self._inspection, _PROC)
+        record = without_unenforced(self._inspection, self._request, self.unenforced)
+        found = read_effective(self._pid, self._request, self._binds, record, _PROC)
+        return with_unenforced(found, self._request, self.unenforced)
 
     def files(self, directory: str, largest: int | None = None) -> Iterator[FileState]:
         """List everything below an absolute directory of the container, as it stands there.
