@@ -194,6 +194,31 @@ def test_only_a_cache_of_its_own_is_data(source: str, caches: tuple[str, ...]) -
     assert shape.home_caches(f"d = {source}\n".encode()) == caches
 
 
+@pytest.mark.parametrize(
+    ("files", "base"),
+    [
+        ({"a.py": "import torch\n@torch.compile\ndef f(x): ...\n"}, "debian-python-build"),
+        ({"a.py": "from torch import compile, nn\n"}, "debian-python-build"),
+        ({"a.py": "from torch.utils.cpp_extension import load_inline\n"}, "debian-python-build"),
+        ({"a.py": "if True:\n    import triton.language as tl\n"}, "debian-python-build"),
+        ({"a.py": "import re\nre.compile('x')\nfrom re import compile\n"}, "debian-python"),
+        (
+            {"a.py": "x", "uv.lock": '[[package]]\nname = "triton"\nversion = "3.5.0"\n'},
+            "debian-python-build",
+        ),
+        (
+            {"a.py": "x", "requirements.txt": "triton==3.5.0 \\\n    --hash=sha256:0\n"},
+            "debian-python-build",
+        ),
+        ({"a.py": "x", "uv.lock": '[[package]]\nname = "triton-help"\n'}, "debian-python"),
+    ],
+)
+def test_a_compiler_is_proposed_where_a_run_needs_one(files: dict[str, str], base: str) -> None:
+    """What is called and what is locked both tell."""
+    text = draft.policy_text(recognise(found(files)))
+    assert policy.load(text.encode(), source="draft").policy.image.base == base
+
+
 @given(st.binary(max_size=200))
 def test_no_source_breaks_the_recognition(source: bytes) -> None:
     """Whatever bytes a repository holds, it is recognised as something."""

@@ -39,8 +39,12 @@ _SHARED = frozenset(
 _GREP = re.compile(r"""grep\s+(?:-\w+\s+)*["']?\^([A-Za-z_][A-Za-z0-9_]*)\s*:""")
 _BUDGET = re.compile(r"^TIME_BUDGET\s*=\s*(\d+)", re.MULTILINE)
 _COMPILES = re.compile(
-    rb"\btorch\.compile\b|\bcpp_extension\b|^\s*(?:import|from)\s+triton\b", re.MULTILINE
+    rb"\btorch\.compile\b|^[ \t]*from[ \t]+torch[ \t]+import\b[^\n]*\bcompile\b|"
+    rb"\bcpp_extension\b|^[ \t]*(?:import|from)[ \t]+triton\b",
+    re.MULTILINE,
 )
+#: In a lock of any form: Triton compiles its launchers, whatever the code calls.
+_TRITON = re.compile(r'^(?:name = "triton"|triton==)', re.MULTILINE)
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _LOWER = re.compile(r"\blow(?:er|est)\b|\bminimi[sz]", re.IGNORECASE)
@@ -132,6 +136,7 @@ def recognise(found: Found) -> Shape:
     kind = _kind(found, lock)
     sources = {path: text for path, text in found.contents.items() if path.endswith(".py")}
     compiles = any(_COMPILES.search(text) for text in sources.values())
+    compiles = compiles or bool(_TRITON.search(found.text(lock or "")))
     protected = tuple(path for path in (lock,) if path)
     if kind is not Kind.AUTORESEARCH:
         return Shape(kind, lock, _script(found, kind), protected=protected, compiles=compiles)
