@@ -114,7 +114,7 @@ def test_record_notes_the_library_and_changes_nothing(tmp_path: Path, library: P
         SEALRUN_DETERMINISM="record:0",
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    facts = determinism.take(tmp_path / "out", tmp_path / "no driver")
+    facts = determinism.take(tmp_path / "out")
     assert facts["processes"] == 1
     torch = facts["torch"]
     assert isinstance(torch, dict)
@@ -175,7 +175,7 @@ def test_a_library_that_looks_for_another_finds_it(tmp_path: Path, library: Path
         SEALRUN_DETERMINISM="seeded:0",
     )
     assert done.stdout.splitlines() == [f"{library}/torch.py SourceFileLoader", "None"]
-    assert determinism.take(tmp_path / "out", tmp_path) == {}
+    assert determinism.take(tmp_path / "out") == {}
 
 
 def hostile(directory: Path) -> dict[str, Any]:
@@ -203,7 +203,7 @@ def test_hostile_notes_are_left_out(tmp_path: Path) -> None:
     (directory / "14.json").write_text(
         json.dumps({"torch": {"version": "v" * 5000, "threads": 10**400, "secret": "no"}})
     )
-    facts = determinism.take(tmp_path / "out", tmp_path / "no driver")
+    facts = determinism.take(tmp_path / "out")
     assert facts == {
         "python": "3.11",
         "torch": {"version": "2.13", "threads": 2, "devices": [{"name": "x"}]},
@@ -219,22 +219,8 @@ def test_a_link_in_the_place_of_the_notes_is_not_followed(tmp_path: Path) -> Non
     (elsewhere / "7.json").write_text('{"torch": {"version": "1"}}')
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / ".sealrun").symlink_to(elsewhere)
-    assert determinism.take(tmp_path / "out", tmp_path / "no driver") == {}
+    assert determinism.take(tmp_path / "out") == {}
     assert (elsewhere / "7.json").exists()
-
-
-def test_gpus_are_named_as_the_driver_names_them(tmp_path: Path) -> None:
-    """Driver and models come from the driver's own files."""
-    gpu = tmp_path / "gpus" / "0000:17:00.0"
-    gpu.mkdir(parents=True)
-    (gpu / "information").write_text("Model: \t\t NVIDIA H100 80GB HBM3\nIRQ:   \t 0\n")
-    (tmp_path / "version").write_text(
-        "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue\nGCC version: 12\n"
-    )
-    assert determinism.take(tmp_path / "out", tmp_path) == {
-        "driver": "NVIDIA UNIX x86_64 Kernel Module 550.54.15 Tue",
-        "gpus": ["NVIDIA H100 80GB HBM3"],
-    }
 
 
 def test_instruction_sets_are_those_that_decide_numbers() -> None:

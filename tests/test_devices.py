@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from sealrun.cli.show import _devices as shown
 from sealrun.devices import visible
 from sealrun.devices.access import Access, Toolkit, access, remedy, unexpected
+from sealrun.devices.assign import described
 from sealrun.devices.injected import brought, is_injected
 from sealrun.devices.model import Device, Selection
 from sealrun.errors import EnvironmentFault, UsageError
@@ -381,3 +383,25 @@ def test_links_to_the_drivers_libraries_are_the_toolkits(tmp_path: Path) -> None
         "/etc/ld.so.conf.d/00-nvcr-123.conf",
     }
     assert brought(tmp_path, ["/workspace"]) == ()
+
+
+# -- what is shown --------------------------------------------------------------------------------
+
+
+def test_a_gpu_is_shown_in_a_line() -> None:
+    """Each GPU with name, uuid, memory and place; each other process; the drivers."""
+    facts = {
+        "driver": "nvidia 550.54.15",
+        "gpus": ["NVIDIA H100 80GB HBM3 MIG 1g.10gb"],
+        "assigned": [described(MIXED[1])],
+        "in_use_by": [{"uuid": MIXED[1].uuid, "pid": 7, "name": "python\x1b[2J", "memory": None}],
+        "torch": {"version": "2.13.0"},
+    }
+    lines = list(shown(facts))
+    assert [" ".join(line.split()) for line in lines] == [
+        f"GPU 0 NVIDIA H100 80GB HBM3, {MIXED[1].uuid}, 10 GiB, at 00000000:01:00.0, instance [1, 0] of {DIVIDED.uuid}",
+        f"in use by pid 7, python\\x1b[2J, on {MIXED[1].uuid}",
+        "driver nvidia 550.54.15",
+        "torch {'version': '2.13.0'}",
+    ]
+    assert not list(shown({"assigned": "odd", "in_use_by": [1, None]}))

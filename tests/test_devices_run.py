@@ -145,14 +145,14 @@ def test_a_run_gets_what_its_caller_sees(cli: Cli, fake: FakeAmd) -> None:
     """Only the caller's GPU is there and can be opened; it and its other users are on record."""
     user = fake.sys / "class/kfd/kfd/proc/4711"
     user.mkdir(parents=True)
-    (user / "vram_1001").write_text("2000000000\n")
+    (user / "vram_1001").write_text("2147483648\n")
     result, done = seeing(cli, HIP_VISIBLE_DEVICES="1").run("python3", "train.py")
     assert told(done.stdout, "devices") == "['/dev/dri/renderD129', '/dev/kfd']"
     assert told(done.stdout, "counts") == "{'HIP_VISIBLE_DEVICES': '0'}"
     assert result["verdict"] == "clean"
     assert codes(result) >= {"gpu-shared"}
     shown = cli("show", result["run"]).stdout
-    assert "GPU 1 was in use at the start: pid 4711 (name not known, 2.0 GB)" in shown
+    assert "GPU 1 was in use at the start: pid 4711 (name not known, 2.0 GiB)" in shown
     record = cli.json("show", result["run"])
     facts = json.dumps(record)
     assert fake.uuid(1) in facts

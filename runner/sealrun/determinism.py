@@ -20,13 +20,13 @@ import json
 import math
 import os
 import stat
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from sealrun.shipped import shipped
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
 
     from sealrun.image.model import SealedImage
     from sealrun.policy import Policy
@@ -52,7 +52,6 @@ _DECISIVE = (
     *("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd", "avx512_vnni"),
     *("avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16"),
 )
-_NVIDIA = Path("/proc/driver/nvidia")
 
 
 def is_traced(policy: Policy, image: SealedImage) -> bool:
@@ -121,23 +120,18 @@ def usable_cpus(policy: Policy) -> int:
     return here if allowed is None else max(1, min(here, math.floor(allowed)))
 
 
-def take(out: Path, nvidia: Path = _NVIDIA) -> dict[str, object]:
-    """Take the notes of an ended run out of its outputs, and add what the host knows of its GPUs.
+def take(out: Path) -> dict[str, object]:
+    """Take the notes of an ended run out of its outputs.
 
     Args:
         out: the host's directory behind ``/out``.
-        nvidia: where the driver shows its GPUs (its README, "proc interface").
 
     Returns:
         ``torch``: facts of the first process that imported it; ``python``; ``processes``: how many
-        did; ``driver`` and ``gpus``. What is not known is not there.
+        did. What is not known is not there.
     """
     notes = list(_notes(out))
-    facts: dict[str, object] = {}
-    if notes:
-        facts |= {**notes[0], "processes": len(notes)}
-    facts |= _of_driver(nvidia)
-    return facts
+    return {**notes[0], "processes": len(notes)} if notes else {}
 
 
 def _notes(out: Path) -> Iterator[dict[str, object]]:
@@ -216,23 +210,6 @@ def _plain(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, object]
         elif isinstance(value, bool | int | float):
             # A whole number beyond 64 bits is no fact about a machine.
             found[name] = value if abs(value) < 1 << 64 else None
-    return found
-
-
-def _of_driver(nvidia: Path) -> dict[str, object]:
-    found: dict[str, object] = {}
-    with contextlib.suppress(OSError):
-        first = (nvidia / "version").read_text("utf-8", "replace").partition("\n")[0]
-        found["driver"] = " ".join(first.removeprefix("NVRM version:").split())[:_TEXT]
-    with contextlib.suppress(OSError):
-        models: list[str] = []
-        for information in sorted((nvidia / "gpus").glob("*/information")):
-            for line in information.read_text("utf-8", "replace").splitlines():
-                key, _, value = line.partition(":")
-                if key.strip() == "Model":
-                    models.append(value.strip()[:_TEXT])
-        if models:
-            found["gpus"] = models
     return found
 
 

@@ -13,7 +13,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import shlex
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -32,7 +33,7 @@ from sealrun.errors import Status, UsageError
 from sealrun.writers import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Sequence
 
     from sealrun.cli.reading import Here
     from sealrun.ledger import Alert, Because, Ledger, Process, Recorded, RunRecord, WriterFacts
@@ -370,12 +371,41 @@ def _was_set(origins: Mapping[str, str], key: str) -> bool:
 
 
 def _limits(record: RunRecord) -> Iterator[str]:
-    if record.ended is None:
-        return
-    for name, value in record.ended.limits.items():
-        yield _pair(name, "as the caller" if value is None else value)
-    yield from _pairs((("devices", ", ".join(record.ended.devices)),))
-    yield from _pairs(record.ended.device_facts.items())
+    ended = record.ended
+    if ended is not None:
+        for name, value in ended.limits.items():
+            yield _pair(name, "as the caller" if value is None else value)
+        yield from _pairs((("devices", ", ".join(ended.devices)),))
+    yield from _devices(
+        {**(record.progress.device_facts or {}), **(ended.device_facts if ended else {})}
+    )
+
+
+def _devices(facts: Mapping[str, object]) -> Iterator[str]:
+    """Yield what is on record of the GPUs: a line for each, and for each process that was on one."""
+    rest = {k: v for k, v in facts.items() if k not in {"assigned", "in_use_by", "gpus"}}
+    for each in _rows(facts.get("assigned")):
+        memory = each.get("memory")
+        words = (
+            each.get("name"),
+            each.get("uuid"),
+            size(memory) if isinstance(memory, int) else None,
+            f"at {each['bus']}" if each.get("bus") else None,
+            f"instance {each.get('mig')} of {each['mig_of']}" if each.get("mig_of") else None,
+        )
+        yield _pair(f"GPU {each.get('index')}", ", ".join(str(word) for word in words if word))
+    for user in _rows(facts.get("in_use_by")):
+        yield _pair(
+            "in use by", f"pid {user.get('pid')}, {user.get('name')}, on {user.get('uuid')}"
+        )
+    if "assigned" not in facts:
+        rest |= {k: v for k, v in facts.items() if k == "gpus"}
+    yield from _pairs(rest.items())
+
+
+def _rows(value: object) -> list[Mapping[str, object]]:
+    rows = cast("Sequence[object]", value) if isinstance(value, list | tuple) else ()
+    return [cast("Mapping[str, object]", row) for row in rows if isinstance(row, Mapping)]
 
 
 def _host(record: RunRecord) -> Iterator[str]:

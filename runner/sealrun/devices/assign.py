@@ -291,7 +291,7 @@ def _findings(
 ) -> Iterable[Finding]:
     for device in devices:
         for user in users[device.uuid]:
-            held = "" if user.memory is None else f", {user.memory / 10**9:.1f} GB"
+            held = "" if user.memory is None else f", {user.memory / 2**30:.1f} GiB"
             yield Finding(
                 Reason.GPU_SHARED,
                 f"{device.label} was in use at the start: pid {user.pid} "
@@ -316,7 +316,7 @@ def facts_of(
         "driver": ", ".join(f"{d.vendor} {d.version}" for d in drivers if d.version),
         "runtime": ", ".join(d.runtime for d in drivers if d.runtime),
         "gpus": [device.name for device in selection.devices],
-        "assigned": [_described(device) for device in selection.devices],
+        "assigned": [described(device) for device in selection.devices],
         "access": ", ".join(asked.how) if asked else None,
         "chosen_by": dict(selection.because),
         "in_use_by": [
@@ -329,7 +329,8 @@ def facts_of(
     return {name: value for name, value in found.items() if value}
 
 
-def _described(device: Device) -> dict[str, object]:
+def described(device: Device) -> dict[str, object]:
+    """Return what the record says about one device; what is not known is not there."""
     said = {
         "uuid": device.uuid,
         "vendor": device.vendor,
