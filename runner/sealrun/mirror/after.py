@@ -85,12 +85,18 @@ def _asked(places: Places, repository: Repository, repository_id: str, file: Pat
     return memory.trouble(repository_id, set(named))
 
 
+#: How the AWS client gets out of a closed network, as its manual has it.
+_PROXIES = {
+    *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"),
+}
+
+
 def _variables(destinations: dict[str, Any]) -> frozenset[str]:
-    """Return the names of the variables that hold secrets."""
-    return frozenset(
-        str(place[key])
-        for place in destinations.values()
-        if isinstance(place, dict)
-        for key in ("url_env", "token_env")
-        if key in place
-    )
+    """Return the names of the variables that open the destinations."""
+    places = [place for place in destinations.values() if isinstance(place, dict)]
+    named = {
+        str(place[key]) for place in places for key in ("url_env", "token_env") if key in place
+    }
+    if any(place.get("type") == "s3" for place in places):
+        named |= {name for name in os.environ if name.startswith("AWS_")} | _PROXIES
+    return frozenset(named)

@@ -6,6 +6,7 @@ Rules that this module keeps:
 - A secret is a value in the file, a private file of its own (``…_file``) or a variable of the
   environment (``…_env``); it goes to git through the environment of its process, never through its
   command line, and no message repeats it.
+- What opens a bucket is in the caller's own AWS configuration and nowhere here.
 - A token travels over TLS only, or within this machine.
 - A URL says where it leads and nothing else: what git calls a remote helper (``ext::…``) is none.
 """
@@ -115,7 +116,61 @@ class GitRemote(_Section):
         return self
 
 
-Place = Annotated[Directory | GitRemote, Field(discriminator="type")]
+class Bucket(_Section):
+    """A bucket of S3 or of a store that speaks as S3 does: MinIO, R2, Ceph."""
+
+    type: Literal["s3"]
+    bucket: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]$", description="its name; it has to exist"
+    )
+    prefix: str = Field(
+        default="",
+        pattern=r"^([A-Za-z0-9!_.*'()-]+(/[A-Za-z0-9!_.*'()-]+)*)?$",
+        max_length=500,
+        description="below which the mirror stands",
+    )
+    endpoint: str | None = Field(
+        default=None, description="URL of another store than Amazon's", max_length=500
+    )
+    region: str | None = Field(
+        default=None, pattern=r"^[a-z0-9-]{1,40}$", description="where the store wants one"
+    )
+    profile: str | None = Field(
+        default=None, description="of your AWS configuration; else the default", max_length=200
+    )
+    layers: bool = Field(
+        default=False, description="also the base and environment layers that runs were made of"
+    )
+    timeout: Seconds = Field(default=60.0, gt=0, description="for one answer of the store")
+
+    @model_validator(mode="after")
+    def _protected(self) -> Bucket:
+        if {".", ".."} & set(self.prefix.split("/")):
+            raise ValueError("the prefix holds a part that stores read as another place")
+        if self.endpoint is not None:
+            check_endpoint(self.endpoint)
+        return self
+
+    @property
+    def url(self) -> str:
+        """It as people write it."""
+        return f"s3://{self.bucket}" + (f"/{self.prefix}" if self.prefix else "")
+
+
+def check_endpoint(url: str) -> None:
+    """Refuse a store that is spoken to without protection, unless it is on this machine.
+
+    Raises:
+        ValueError: why it is refused.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
+        raise ValueError("the endpoint is https://HOST, without a user or a password")
+    if parts.scheme == "http" and parts.hostname not in _LOCAL:
+        raise ValueError("the endpoint begins with http://: nothing protects what is sent there")
+
+
+Place = Annotated[Directory | GitRemote | Bucket, Field(discriminator="type")]
 
 
 class Settings(_Section):
@@ -135,7 +190,7 @@ class Destination:
     """
 
     name: str
-    place: Directory | GitRemote
+    place: Directory | GitRemote | Bucket
 
     @property
     def origin(self) -> str:
@@ -143,6 +198,8 @@ class Destination:
         place = self.place
         if isinstance(place, Directory):
             return place.path
+        if isinstance(place, Bucket):
+            return place.url + (f" at {place.endpoint}" if place.endpoint else "")
         if place.url_env is not None:
             return f"URL in the variable {place.url_env}"
         if place.url_file is not None:
@@ -173,7 +230,7 @@ def read(file: Path) -> tuple[Mirroring, tuple[Destination, ...]]:
         try:
             settings = Settings.model_validate(found.values())
         except ValidationError as error:
-            raise found.invalid(error, unions=("directory", "git")) from None
+            raise found.invalid(error, unions=("directory", "git", "s3")) from None
         if any(_holds_secret(place) for place in settings.destination.values()):
             found.require_secrecy()
     destinations = tuple(Destination(name, place) for name, place in settings.destination.items())
@@ -202,6 +259,19 @@ def _as_mirror() -> Generator[None]:
         yield
     except UsageError as error:
         raise MirrorError(error.message, hint=error.hint or _HINT) from error
+
+
+def bucket(url: str) -> Bucket:
+    """Return the bucket that an ``s3://BUCKET/PREFIX`` names; everything else is the AWS client's.
+
+    Raises:
+        MirrorError: it names none.
+    """
+    name, _, prefix = url.removeprefix("s3://").partition("/")
+    try:
+        return Bucket(type="s3", bucket=name, prefix=prefix.rstrip("/"))
+    except ValidationError:
+        raise MirrorError(f"{url} names no bucket", hint="It is s3://BUCKET/PREFIX.") from None
 
 
 @dataclass(frozen=True)
@@ -330,8 +400,8 @@ def _exactly_one(section: GitRemote, name: str, *, at_least: int) -> None:
         raise ValueError(f"give {wish} of {', '.join(names)}")
 
 
-def _holds_secret(place: Directory | GitRemote) -> bool:
-    if isinstance(place, Directory):
+def _holds_secret(place: Directory | GitRemote | Bucket) -> bool:
+    if not isinstance(place, GitRemote):
         return False
     if place.token is not None:
         return True
@@ -346,4 +416,5 @@ def describe() -> dict[str, type[BaseModel]]:
         "[mirror]": Mirroring,
         '[destination.NAME], type = "directory"': Directory,
         '[destination.NAME], type = "git"': GitRemote,
+        '[destination.NAME], type = "s3"': Bucket,
     }

@@ -20,9 +20,9 @@ import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from sealrun.git import Git
 from sealrun.mirror.format import HEAD_LIMIT, Damaged, is_line
-from sealrun.mirror.line import Unreachable, contents, folder_of
+from sealrun.mirror.line import TOP, Unreachable
+from sealrun.mirror.packs import index_packs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from sealrun.mirror.format import Blob
     from sealrun.mirror.line import Change, Piece
 
-#: What a destination's directory holds, and how it is recognised.
-TOP = "sealrun-mirror-1"
 _HEAD = "head.json"
 _DRAFT = ".draft-"
 _PIECE = re.compile(r"[0-9a-f]{64}")
@@ -75,25 +73,7 @@ class DirectoryLine:
 
     def unpack(self, repository: Path, packs: Sequence[tuple[int, Blob]]) -> None:
         """Bring the packs of segments into a bare repository of ours."""
-        git = Git(repository)
-        for number, pack in packs:
-            what = f"the git objects of segment {number}"
-            with git.popen("index-pack", "--stdin", "--strict", "--fix-thin") as process:
-                assert process.stdin is not None  # noqa: S101 - popen makes pipes
-                assert process.stdout is not None  # noqa: S101 - likewise
-                assert process.stderr is not None  # noqa: S101 - likewise
-                try:
-                    for chunk in contents(self, folder_of(number), pack, what):
-                        process.stdin.write(chunk)
-                    process.stdin.close()
-                except BrokenPipeError:
-                    pass
-                except BaseException:
-                    process.kill()
-                    raise
-                words = process.stderr.read().decode("utf-8", "replace").strip()
-            if process.returncode != 0:
-                raise Damaged(f"{what} are none that git takes: {words.splitlines()[-1:]}")
+        index_packs(self, repository, packs)
 
     def write(self, change: Change) -> None:
         """Write the pieces, then the head, then remove what it does not name any more."""

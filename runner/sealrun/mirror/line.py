@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from sealrun.mirror.format import Blob
 
+#: What a directory or a bucket holds, and how it is recognised.
+TOP = "sealrun-mirror-1"
 #: Folder of the pieces of layers.
 LAYERS = "layers"
 

@@ -45,7 +45,7 @@ from sealrun.mirror.replay import replay
 from sealrun.state import ID_FILE, private, repository_id
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
     from sealrun.git import Repository
     from sealrun.ledger import Anchor, Ledger
@@ -115,11 +115,12 @@ class Mirror:
 
     Attributes:
         names: of the lines.
+        open: returns one by its name; it also gets a directory of ours for what comes from git,
+            and the algorithm of the clone's objects.
     """
 
     names: tuple[str, ...]
-    root: Path | None = None
-    access: config.Access | None = None
+    open: Callable[[str, Path, str], Readable]
 
 
 def find(
@@ -141,11 +142,17 @@ def find(
         Unreachable: nobody answers.
     """
     place = next((one.place for one in configured if one.name == source), None)
+    if isinstance(place, config.Bucket) or (place is None and source.startswith("s3://")):
+        return _in_bucket(place or config.bucket(source))
     root = Path(place.path if isinstance(place, config.Directory) else source).expanduser()
     if isinstance(place, config.Directory) or (place is None and directory.is_mirror(root)):
         if not directory.is_mirror(root):
             raise UsageError(f"{root} holds no mirror", hint="Is the disk mounted?")
-        return Mirror(tuple(directory.lines(root)), root=root.absolute())
+        top = root.absolute()
+        return Mirror(
+            tuple(directory.lines(root)),
+            lambda name, _staging, _algorithm: directory.DirectoryLine(top, name),
+        )
     if place is not None and not isinstance(place, config.Directory):
         access = config.access(place, environment)
     else:
@@ -154,7 +161,23 @@ def find(
         access = config.opened(address, user=address.user or "git", token=address.password)
     with tempfile.TemporaryDirectory(prefix="sealrun-") as scratch:
         remote = gitline.Remote(access, gitline.staging(Path(scratch) / "git", algorithm))
-        return Mirror(tuple(gitline.lines(remote)), access=access)
+        names = tuple(gitline.lines(remote))
+    return Mirror(
+        names,
+        lambda name, staging, algorithm: gitline.GitLine(
+            gitline.Remote(access, gitline.staging(staging, algorithm)), name
+        ),
+    )
+
+
+def _in_bucket(place: config.Bucket) -> Mirror:
+    from sealrun.mirror import s3line
+
+    store = s3line.connect(place)
+    names = tuple(s3line.lines(store))
+    if not names:
+        raise UsageError(f"{place.url} holds no mirror", hint="Is the prefix the right one?")
+    return Mirror(names, lambda name, _staging, _algorithm: s3line.S3Line(store, name))
 
 
 def open_line(mirror: Mirror, name: str, staging: Path, algorithm: str) -> Readable:
@@ -163,15 +186,10 @@ def open_line(mirror: Mirror, name: str, staging: Path, algorithm: str) -> Reada
     Args:
         mirror: that holds it.
         name: of the line.
-        staging: a bare repository of ours for what comes from git.
+        staging: a bare repository of ours for what comes from git; made where it is needed.
         algorithm: of the clone's objects.
     """
-    git = gitline.staging(staging, algorithm)
-    if mirror.root is not None:
-        return directory.DirectoryLine(mirror.root, name)
-    if mirror.access is None:
-        raise UsageError("the mirror has no address")
-    return gitline.GitLine(gitline.Remote(mirror.access, git), name)
+    return mirror.open(name, staging, algorithm)
 
 
 def describe(mirror: Mirror, algorithm: str) -> Iterator[str]:

@@ -57,6 +57,10 @@ def open_line(
     place = destination.place
     if isinstance(place, config.Directory):
         return DirectoryLine(Path(place.path), name)
+    if isinstance(place, config.Bucket):
+        from sealrun.mirror.s3line import S3Line, connect
+
+        return S3Line(connect(place), name)
     access = config.access(place, environment)
     key = destination.key(name)
     git = staging(
