@@ -8,6 +8,7 @@ import shlex
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -213,13 +214,21 @@ def test_data_of_several_owners_that_stays_closed_is_refused(cli: Cli, tmp_path:
     assert "uid 10001, which cannot read" in done.stderr
 
 
+@pytest.fixture
+def reachable() -> Iterator[Path]:
+    """A directory that every user gets to; pytest's own is closed by each session that begins."""
+    with tempfile.TemporaryDirectory(prefix="sealrun-") as directory:
+        Path(directory).chmod(0o755)
+        yield Path(directory)
+
+
 @pytest.mark.engine
-def test_what_root_copies_out_is_its_places_owners(cli: Cli, tmp_path: Path) -> None:
+def test_what_root_copies_out_is_its_places_owners(
+    cli: Cli, reachable: Path, tmp_path: Path
+) -> None:
     """In a directory of somebody else's the copies are theirs; in root's own they are root's."""
     run = cli.run("python3", "train.py")[0]["run"]
-    for directory in (tmp_path, *tmp_path.parents[:3]):
-        directory.chmod(directory.stat().st_mode | 0o055)
-    theirs = tmp_path / "theirs"
+    theirs = reachable / "theirs"
     theirs.mkdir()
     os.chown(theirs, USER, GROUP)
     cli("outputs", run, str(theirs / "night" / "best"))
@@ -241,12 +250,10 @@ REACH = "+dac_read_search"
 
 
 @pytest.fixture
-def theirs(tmp_path: Path) -> Iterator[Path]:
+def theirs(reachable: Path) -> Iterator[Path]:
     """A repository and a home of mode 0700 of a user who may use the engine and is not root."""
-    for directory in (tmp_path, *tmp_path.parents[:3]):
-        directory.chmod(directory.stat().st_mode | 0o055)
-    home = tmp_path / "home"
-    work = tmp_path / "work"
+    home = reachable / "home"
+    work = reachable / "work"
     for directory in (work, home / ".cache/closed/d", home / ".cache/lab"):
         directory.mkdir(parents=True)
     (work / "train.py").write_text(REPORT)
@@ -256,15 +263,15 @@ def theirs(tmp_path: Path) -> Iterator[Path]:
     (home / ".cache/closed/d/shard").write_text("own")
     (home / ".cache/closed/d/shard").chmod(0o600)
     (home / ".cache/lab/shard").write_text("shared")
-    shared_base(Cli(work, tmp_path / "state").places)
-    subprocess.run(["chown", "-R", f"{USER}:{USER}", tmp_path], check=True)
+    shared_base(Cli(work, reachable / "state").places)
+    subprocess.run(["chown", "-R", f"{USER}:{USER}", reachable], check=True)
     subprocess.run(["chown", "-R", f"0:{GROUP}", home / ".cache/lab"], check=True)
     (home / ".cache/lab").chmod(0o750)
     (home / ".cache/lab/shard").chmod(0o640)
     home.chmod(0o700)
-    _as_user(tmp_path, "git init -q . && git add . && git commit -qm baseline")
-    yield tmp_path
-    _as_user(tmp_path, f"{SEALRUN} guard stop || true")
+    _as_user(reachable, "git init -q . && git add . && git commit -qm baseline")
+    yield reachable
+    _as_user(reachable, f"{SEALRUN} guard stop || true")
 
 
 def _as_user(root: Path, script: str) -> str:

@@ -6,6 +6,7 @@ does to one contender it does to all.
 
 from __future__ import annotations
 
+import math
 import statistics
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,24 @@ def tail(values: Sequence[float], share: float = 0.99) -> float:
     """Return the value that a share of all values does not exceed."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
+
+
+def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
+    """Return an interval for the median of what the values come from, and how surely it holds.
+
+    Both ends are values themselves, so that nothing is assumed about how they are spread; each pair
+    of ends holds with a binomial probability. The narrowest that reaches the confidence is returned,
+    else the widest there is, with what it reaches.
+    """
+    ordered, count = sorted(values), len(values)
+    below = [math.comb(count, n) / 2**count for n in range(count + 1)]
+    narrowest = (ordered[0], ordered[-1], 1 - 2 * below[0])
+    for left in range(1, count // 2):
+        covers = 1 - 2 * sum(below[: left + 1])
+        if covers < confidence:
+            break
+        narrowest = (ordered[left], ordered[count - 1 - left], covers)
+    return narrowest
 
 
 def spread(seconds: Sequence[float]) -> str:

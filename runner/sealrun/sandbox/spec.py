@@ -104,8 +104,9 @@ def ulimits(request: Request) -> list[dict[str, int | str]]:
 
 
 def groups(request: Request) -> list[str]:
-    """Return the supplementary groups of a container: what its data needs."""
-    return [str(group) for group in sorted(request.groups)]
+    """Return the supplementary groups of a container: what its data and its devices need."""
+    devices = () if request.devices is None else request.devices.groups
+    return [str(group) for group in sorted({*request.groups, *devices})]
 
 
 def specification(
