@@ -15,6 +15,8 @@ from sealrun.devices.assign import described
 from sealrun.devices.injected import brought, is_injected
 from sealrun.devices.model import Device, Selection
 from sealrun.errors import EnvironmentFault, UsageError
+from sealrun.ledger import RunEnded, RunOpened, RunProgress, RunRecord
+from sealrun.reproduce.sameness import conditions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -405,3 +407,19 @@ def test_a_gpu_is_shown_in_a_line() -> None:
         "torch {'version': '2.13.0'}",
     ]
     assert not list(shown({"assigned": "odd", "in_use_by": [1, None]}))
+
+
+def test_others_on_the_gpus_are_a_condition_of_a_runs_result() -> None:
+    """A run beside another process and one alone do not measure the same; without GPUs it is no word."""
+    alone = {"assigned": [described(FOUR[0])]}
+    for facts, expected in (
+        (alone, "none"),
+        (alone | {"in_use_by": [{"pid": 7}]}, "some"),
+        ({}, None),
+    ):
+        ended = RunEnded(run="01", outcome="succeeded", device_facts=facts)
+        opened = RunOpened(run="01", commit="c" * 40, tree="d" * 40)
+        record = RunRecord(
+            "01", "", None, 1, "", opened, RunProgress(run="01"), ended, (), None, {}
+        )
+        assert conditions(record).get("others on the GPUs") == expected

@@ -167,6 +167,24 @@ def test_a_gpu_that_may_not_be_opened_is_not_seen(tmp_path: Path) -> None:
     assert Amd(fake.sys, tmp_path / "nothing", fake.proc).devices() == ()
 
 
+@pytest.mark.parametrize(
+    ("environ", "seen"),
+    [
+        ({"HIP_VISIBLE_DEVICES": "1", "CUDA_VISIBLE_DEVICES": ""}, [1]),
+        ({"HIP_VISIBLE_DEVICES": "", "CUDA_VISIBLE_DEVICES": "1"}, []),
+        ({"CUDA_VISIBLE_DEVICES": " -1 "}, []),
+        ({"ROCR_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "0"}, []),
+    ],
+)
+def test_the_list_that_programs_read_decides(
+    tmp_path: Path, environ: dict[str, str], seen: list[int]
+) -> None:
+    """HIP's own variable comes before CUDA's, also where one of them is empty."""
+    fake = fake_amd(tmp_path)
+    found = look(environ, (Amd(fake.sys, fake.dev, fake.proc),)).selection.devices
+    assert [device.index for device in found] == seen
+
+
 def test_amds_users_are_those_with_memory_on_the_gpu(tmp_path: Path) -> None:
     """A process with memory on a GPU is told for that GPU, by the kernel's number of it."""
     fake = fake_amd(tmp_path)

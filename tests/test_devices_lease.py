@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,16 +46,12 @@ print("over", flush=True)
 
 
 @pytest.fixture
-def shared(tmp_path: Path) -> Path:
-    """A directory as ``/run/lock`` is one."""
-    directory = tmp_path / "lock"
-    directory.mkdir()
+def shared() -> Iterator[Path]:
+    """A directory as ``/run/lock`` is one; not below pytest's, which strangers cannot enter."""
+    directory = Path(tempfile.mkdtemp(prefix="sealrun-"))
     directory.chmod(0o1777)
-    for parent in tmp_path.parents:
-        if parent.owner() == "root" and parent.stat().st_mode & 0o077 == 0:
-            parent.chmod(0o711)
-    tmp_path.chmod(0o711)
-    return directory
+    yield directory
+    shutil.rmtree(directory)
 
 
 @pytest.fixture

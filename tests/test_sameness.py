@@ -61,6 +61,7 @@ def test_a_tolerance_decides_where_nothing_else_differs(width: float, expected: 
         ({"CPU": "one"}, {"CPU": "another"}, "CPU: one then, another now"),
         ({"GPUs": ("H100 (9.0)",)}, {"GPUs": ("A100 (8.0)",)}, "H100 (9.0) then, A100 (8.0) now"),
         ({"threads": 2}, {"threads": 8}, "threads: 2 then, 8 now"),
+        ({"others on the GPUs": "none"}, {"others on the GPUs": "some"}, "none then, some now"),
     ],
 )
 def test_what_differs_under_other_conditions_is_incomparable(

@@ -237,7 +237,7 @@ def unexpected(nodes: Sequence[str], asked: Access | None) -> list[str]:
 #: terminals of devpts.
 _ENGINES = tuple(
     f"/dev/{name}"
-    for name in ("null", "zero", "full", "random", "urandom", "tty", "console", "ptmx", "fuse")
+    for name in ("null", "zero", "full", "random", "urandom", "tty", "console", "ptmx")
 )
 #: Of NVIDIA's driver and no single GPU's: capabilities of instances, links between GPUs; on
 #: Windows' kernel the one device of its own.

@@ -50,6 +50,11 @@ class Seen:
     selection: Selection
     providers: Mapping[str, Provider]
 
+    def drivers(self) -> list[Driver]:
+        """Return what the drivers of the selected devices say about themselves."""
+        vendors = dict.fromkeys(str(device.vendor) for device in self.selection.devices)
+        return [self.providers[vendor].driver() for vendor in vendors]
+
 
 @dataclass(frozen=True)
 class Assigned:
@@ -92,22 +97,22 @@ def look(environ: Mapping[str, str], asked: Sequence[Provider] | None = None) ->
         EnvironmentFault: there are GPUs whose driver does not answer.
         UsageError: the caller's variables are ambiguous on this machine.
     """
-    known: dict[str, Provider] = {provider.vendor: provider for provider in asked or providers()}
+    known = tuple(asked or providers())
     contained = any(Path(mark).exists() for mark in _MARKS)
     found: list[Selection] = []
-    for vendor, provider in known.items():
-        names = (visible.CUDA,) if vendor == "nvidia" else (visible.ROCR, *visible.HIP)
-        if any(environ.get(name) in {"", "-1"} for name in names):
+    for provider in known:
+        lists = visible.lists_of(provider.vendor, environ)
+        if any(environ[name].strip() in {"", "-1"} for name in lists):
             # Asked to see none: no driver is woken for that.
             continue
         devices = provider.devices()
         if not devices:
             continue
-        if vendor == "nvidia":
+        if provider.vendor == "nvidia":
             found.append(visible.nvidia(devices, environ, contained=contained))
         else:
             found.append(visible.amd(devices, environ))
-    return Seen(_joined(found), known)
+    return Seen(_joined(found), {provider.vendor: provider for provider in known})
 
 
 def _joined(found: Sequence[Selection]) -> Selection:
@@ -310,8 +315,7 @@ def facts_of(
         known is not there.
     """
     selection = seen.selection
-    vendors = dict.fromkeys(device.vendor for device in selection.devices)
-    drivers: list[Driver] = [seen.providers[vendor].driver() for vendor in vendors]
+    drivers = seen.drivers()
     found: dict[str, object] = {
         "driver": ", ".join(f"{d.vendor} {d.version}" for d in drivers if d.version),
         "runtime": ", ".join(d.runtime for d in drivers if d.runtime),

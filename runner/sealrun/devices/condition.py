@@ -60,11 +60,7 @@ def condition(engine: Engine | None, environ: Mapping[str, str] | None = None) -
         return Condition(usable=False, detail=error.message, fix=error.hint)
     taken = lease.holders([device.uuid for device in selection.devices], state.leases())
     named = ", ".join(_named(device, taken) for device in selection.devices)
-    drivers = [
-        seen.providers[vendor].driver()
-        for vendor in dict.fromkeys(d.vendor for d in selection.devices)
-    ]
-    versions = ", ".join(f"driver {driver.version}" for driver in drivers if driver.version)
+    versions = ", ".join(f"driver {driver.version}" for driver in seen.drivers() if driver.version)
     how = ", ".join(asked.how) if asked else ""
     return Condition(usable=True, detail=f"{named}; {versions or 'driver not known'}; by {how}")
 

@@ -21,7 +21,7 @@ from sealrun.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from sealrun.devices.model import Device
+    from sealrun.devices.model import Device, Vendor
 
 CUDA, CUDA_ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"
 NVIDIA = "NVIDIA_VISIBLE_DEVICES"
@@ -83,13 +83,19 @@ def amd(devices: Sequence[Device], environ: Mapping[str, str]) -> Selection:
     because: dict[str, str] = {}
     remarks: list[str] = []
     seen = list(devices)
-    lists = [name for name in (ROCR, _first(HIP, environ)) if name and name in environ]
+    lists = lists_of("amd", environ)
     if not lists:
         seen = _scheduled(seen, environ, because)
     for name in lists:
         because[name] = environ[name]
         seen = _listed(environ[name], seen, _position, name, remarks)
     return Selection(tuple(seen), bool(lists), because, tuple(remarks))
+
+
+def lists_of(vendor: Vendor, environ: Mapping[str, str]) -> list[str]:
+    """Return the variables that are set and that a vendor's programs read, in their order."""
+    names = (CUDA,) if vendor == "nvidia" else (ROCR, _first(HIP, environ))
+    return [name for name in names if name and name in environ]
 
 
 def _first(names: Sequence[str], environ: Mapping[str, str]) -> str | None:

@@ -234,6 +234,9 @@ def conditions(record: RunRecord) -> dict[str, object]:
         "GPUs": _devices(library.get("devices")) or _tuple(noted.get("gpus")),
         "GPU driver": noted.get("driver"),
         "number of GPUs": len(ended.devices) if ended else None,
+        "others on the GPUs": ("some" if noted.get("in_use_by") else "none")
+        if noted.get("assigned")
+        else None,
         "threads": threads(record),
     }
     return {name: value for name, value in found.items() if value is not None}
