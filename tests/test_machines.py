@@ -21,6 +21,8 @@ from sealrun.doctor.surroundings import Surroundings, container_of, wsl_of
 from sealrun.engine import Engine, PathMapping, survey
 from sealrun.engine.answer import ask
 from sealrun.engine.endpoints import Candidate
+from sealrun.guard.filesystem import REMOTE, Mount
+from sealrun.ledger.faults import NETWORK_FILE_SYSTEMS
 from sealrun.sandbox.protocol import Effective, Limits, Request
 from sealrun.sandbox.unenforced import with_unenforced, without_unenforced
 from sealrun.state import Places
@@ -237,6 +239,21 @@ def test_an_engines_word_on_a_limit_that_it_dropped_counts_for_nothing(said: int
 
 
 # -- a file system that others write to -----------------------------------------------------------
+
+#: What mountinfo calls a file system, where statfs(2)'s number goes by another name here.
+TYPES = {"smb": "smbfs", "smb2": "smb3", "ncp": "ncpfs"}
+#: These answer statfs(2) with FUSE's number, or with that of what they succeeded.
+UNDER_ANOTHER = {"glusterfs", "virtiofs", "davfs", "nfs4", "pvfs2"}
+
+
+def test_both_ways_of_knowing_a_network_file_system_know_the_same() -> None:
+    """What the ledger tells by statfs(2)'s number the guard tells by the mount's type."""
+    by_number = {TYPES.get(name, name) for name in NETWORK_FILE_SYSTEMS.values()}
+    assert all(Mount(1, b"/", type_, b"").remote for type_ in by_number)
+    assert by_number - {"fuse"} == REMOTE - UNDER_ANOTHER
+    assert all(Mount(1, b"/", f"fuse.{name}", b"").remote for name in ("sshfs", "juicefs"))
+    assert not any(Mount(1, b"/", name, b"").remote for name in ("ext4", "overlay", "fuseblk"))
+
 
 SLOW = """import time
 for step in range(40):

@@ -23,7 +23,7 @@ REMOTE = frozenset(
     {
         *("nfs", "nfs4", "cifs", "smb3", "smbfs", "ncpfs", "afs", "coda", "ceph", "lustre"),
         *("glusterfs", "beegfs", "gpfs", "ocfs2", "gfs2", "orangefs", "pvfs2", "9p", "virtiofs"),
-        *("vboxsf", "vmhgfs", "prl_fs", "acfs", "panfs", "davfs"),
+        *("vboxsf", "vmhgfs", "prl_fs", "acfs", "panfs", "davfs", "wekafs", "snfs"),
     }
 )
 _OCTAL = re.compile(rb"\\([0-7]{3})")

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from sealrun.errors import Fault
 
 #: Magic numbers of statfs(2), from linux/magic.h and the file systems' own headers, of what is
-#: served by another machine or by a process: there SQLite's shared memory is not shared.
+#: served by another machine or by a process: there SQLite's shared memory is not shared. virtiofs,
+#: GlusterFS and WebDAV have FUSE's.
 NETWORK_FILE_SYSTEMS = {
     0x00006969: "nfs",
     0x0000517B: "smb",
@@ -34,14 +35,22 @@ NETWORK_FILE_SYSTEMS = {
     0x00C36400: "ceph",
     0x01021997: "9p",
     0x01161970: "gfs2",
+    0x18031977: "wekafs",
     0x0BD00BD0: "lustre",
     0x19830326: "beegfs",
+    0x20030528: "orangefs",
     0x47504653: "gpfs",
     0x5346414F: "afs",
+    0x61636673: "acfs",
     0x65735546: "fuse",
+    0x6B414653: "afs",
     0x73757245: "coda",
     0x7461636F: "ocfs2",
     0x786F4256: "vboxsf",
+    0x7C7C6673: "prl_fs",
+    0xAAD7AAEA: "panfs",
+    0xBACBACBC: "vmhgfs",
+    0xBEEFDEAD: "snfs",
     0xFE534D42: "smb2",
     0xFF534D42: "cifs",
 }
