@@ -274,6 +274,55 @@ def test_an_unknown_tracker_and_a_run_without_one_are_said(night: Night) -> None
     assert "left nothing that wandb could upload" in night.sync(status=2).stderr
 
 
+TRAIN = """
+import os, pathlib, wandb
+assert not [name for name in os.environ if name.endswith(("KEY", "TOKEN"))]
+run = wandb.init(project="nights", config={"lr": 0.5})
+for step in range(3):
+    run.log({"val_bpb": 1.0 - step / 10})
+pathlib.Path("notes.txt").write_text("as it is")
+wandb.save("notes.txt", base_path=".")
+run.finish()
+print("val_bpb: 0.8")
+"""
+
+
+@pytest.mark.engine
+@pytest.mark.soak(sample=True)
+def test_from_a_script_in_a_container_to_the_tracker(
+    repo: Repo, tmp_path: Path, uploaded: Uploaded
+) -> None:
+    """An unmodified script logs without network or key, its run is clean, and all of it arrives."""
+    asked = tmp_path / "asked.in"
+    asked.write_text("wandb\n")
+    locked = subprocess.run(
+        ["uv", "pip", "compile", "-q", "--generate-hashes", "--python-version=3.11", str(asked)],
+        env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        capture_output=True,
+        check=True,
+    )
+    repo.commit({"train.py": TRAIN, "requirements.txt": locked.stdout})
+    variables = {"WANDB_BASE_URL": uploaded.url, "WANDB_API_KEY": KEY}
+    programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    cli = Cli(repo.path, tmp_path / "home", variables | {"PATH": programs}).with_base()
+    try:
+        cli("warm")
+        result, done = cli.run("python3", "train.py")
+    finally:
+        cli.stop_guard()
+    assert (result["verdict"], result["outcome"]) == ("clean", "succeeded"), done.stderr
+    (name,) = [
+        Path(one["path"]).name.removeprefix("run-").removesuffix(".wandb")
+        for one in cli.json("outputs", result["run"])["outputs"]
+        if one["path"].endswith(".wandb")
+    ]
+    cli("sync", "wandb", result["run"])
+    assert {one["name"] for one in uploaded.buckets} == {name}
+    assert [step["val_bpb"] for step in uploaded.history] == [1.0, 0.9, 0.8]
+    assert uploaded.config["sealrun"]["verdict"] == "clean"
+    assert uploaded.files["notes.txt"] == b"as it is"
+
+
 # -- the log itself ------------------------------------------------------------------------------------
 
 
