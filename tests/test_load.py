@@ -261,7 +261,9 @@ def test_an_engine_checks_our_layers_too(
     path = image.tree_layer.path
     path.chmod(0o600)
     path.write_bytes(path.read_bytes().replace(b"SCALAR_LR = 0.5", b"SCALAR_LR = 0.3"))
-    monkeypatch.setattr("sealrun.image.archive.chunks", lambda layer: [layer.path.read_bytes()])
+    for reader in ("chunks", "stored_chunks"):
+        name = f"sealrun.image.archive.{reader}"
+        monkeypatch.setattr(name, lambda layer: [layer.path.read_bytes()])
     with pytest.raises(EngineError):
         load(image, client)
     assert EngineImages(client, Silent()).inspect(image.image_id) is None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import multiprocessing
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +16,18 @@ import pytest
 
 from _image import base_of, environment_of, layer_of
 from sealrun.errors import StorageFault
+from sealrun.image import packed
 from sealrun.image import store as store_module
-from sealrun.image.model import Base, Environment, Package, Platform
-from sealrun.image.store import LayerStore, Records, chunks, open_layer
+from sealrun.image.model import Base, Environment, Layer, Package, Platform
+from sealrun.image.store import (
+    LayerStore,
+    Records,
+    chunks,
+    open_layer,
+    plain_file,
+    stored_chunks,
+    stored_size,
+)
 from sealrun.state import private
 
 
@@ -44,7 +55,7 @@ def test_a_layer_is_named_by_the_hash_of_its_bytes(store: LayerStore) -> None:
         writer.write(bytearray(b"two"))
         layer = writer.commit()
     assert layer.diff_id == "sha256:" + hashlib.sha256(b"one two").hexdigest()
-    assert layer.path.name == layer.diff_id.removeprefix("sha256:")
+    assert layer.path.name == layer.diff_id.removeprefix("sha256:") + ".gz"
     assert b"".join(chunks(layer)) == b"one two"
     assert store.get(layer.diff_id, 7) == layer
 
@@ -63,12 +74,17 @@ def test_a_layer_of_another_size_is_never_handed_out(store: LayerStore) -> None:
     diff_id = _put(store, b"content")
     layer = store.get(diff_id, 7)
     assert layer is not None
-    _damage(layer.path, b"cont")
-    assert store.get(diff_id, 7) is None
-    with pytest.raises(StorageFault, match=layer.path.name) as caught:
-        open_layer(layer)
-    assert "4 bytes instead of 7" in caught.value.message
-    assert str(layer.path) in (caught.value.hint or "")
+    whole = layer.path.read_bytes()
+    for part in (whole[:-1], whole[:20], b"", whole[1:], whole + b"x", b"x" * len(whole)):
+        _damage(layer.path, part)
+        assert store.get(diff_id, 7) is None
+        with pytest.raises(StorageFault, match=layer.path.name) as caught:
+            open_layer(layer)
+        assert str(layer.path) in (caught.value.hint or "")
+    _damage(layer.path, whole)
+    assert store.get(diff_id, 8) is None
+    with pytest.raises(StorageFault, match="7 bytes instead of 8"):
+        open_layer(Layer(diff_id, 8, layer.path))
 
 
 def test_a_changed_byte_is_found(store: LayerStore) -> None:
@@ -76,8 +92,64 @@ def test_a_changed_byte_is_found(store: LayerStore) -> None:
     layer = store.get(_put(store, b"content"), 7)
     assert layer is not None
     store.verify(layer)
+    whole = layer.path.read_bytes()
+    for at in range(len(whole)):
+        _damage(layer.path, whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(StorageFault, match=layer.path.name):
+            store.verify(layer)
+    _damage(layer.path, packed.pack(b"c0ntent") + packed.end(len(packed.pack(b"c0ntent")), 7))
+    with pytest.raises(StorageFault, match="do not hash"):
+        store.verify(layer)
+
+
+def test_a_layer_that_is_made_again_at_any_time_is_stored_as_it_is(store: LayerStore) -> None:
+    """Cache is not compressed: it is written in each run. Its damage is found all the same."""
+    with store.writer(durable=False) as writer:
+        writer.write(b"content")
+        layer = writer.commit()
+    assert layer.path.read_bytes() == b"content"
+    assert store.get(layer.diff_id, 7) == layer
     _damage(layer.path, b"c0ntent")
     with pytest.raises(StorageFault, match="do not hash"):
+        store.verify(layer)
+    _damage(layer.path, b"cont")
+    assert store.get(layer.diff_id, 7) is None
+    with pytest.raises(StorageFault, match="4 bytes instead of 7"):
+        open_layer(layer)
+
+
+@pytest.mark.parametrize("size", [0, 1, packed.MEMBER - 1, packed.MEMBER, 3 * packed.MEMBER + 5])
+def test_a_stored_layer_reads_the_same_from_any_place(store: LayerStore, size: int) -> None:
+    """Whole, from the middle, backwards and past its end, and any gzip reader gets the same bytes."""
+    content = random.Random(size).randbytes(size // 2)  # noqa: S311 - any bytes that do not shrink
+    content += bytes(size - len(content))
+    diff_id = _put(store, content)
+    layer = store.get(diff_id, size)
+    assert layer is not None
+    assert b"".join(chunks(layer)) == content
+    assert gzip.decompress(layer.path.read_bytes()) == content
+    assert b"".join(stored_chunks(layer)) == layer.path.read_bytes()
+    assert stored_size(layer) == layer.path.stat().st_size
+    with open_layer(layer) as file:
+        for at in (size, size // 2, 0, packed.MEMBER - 3, size + 9, 2 * packed.MEMBER + 1):
+            file.seek(at)
+            assert file.read(5000) == content[at : at + 5000]
+        file.seek(-min(7, size), os.SEEK_END)
+        assert file.read() == content[-min(7, size) :] if size else True
+    with plain_file(layer, store.directory) as path:
+        assert path.read_bytes() == content
+    assert len(list(store.directory.iterdir())) == 1
+
+
+def test_a_member_that_unpacks_to_more_than_it_says_is_damage(store: LayerStore) -> None:
+    """A file that would fill memory is refused after the bytes that it promises."""
+    bomb = bytearray(packed.pack(bytes(1 << 24)))
+    bomb[24:32] = (7).to_bytes(8, "little")
+    layer = store.get(_put(store, b"content"), 7)
+    assert layer is not None
+    _damage(layer.path, bytes(bomb) + packed.end(len(bomb), 7))
+    assert store.get(layer.diff_id, 7) is not None
+    with pytest.raises(StorageFault, match="checksum"):
         store.verify(layer)
 
 
@@ -112,7 +184,7 @@ def test_only_digests_name_layers(store: LayerStore, name: str) -> None:
 
 
 _FULL_DISK = """
-import subprocess, sys
+import os, subprocess, sys
 from pathlib import Path
 from sealrun.errors import StorageFault
 from sealrun.image.store import LayerStore
@@ -122,7 +194,7 @@ subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", directory], che
 try:
     with LayerStore(directory).writer(expected=4 << 20) as writer:
         for _ in range(4):
-            writer.write(bytes(1 << 20))
+            writer.write(os.urandom(1 << 20))
         writer.commit()
 except StorageFault as error:
     print(error.message)
@@ -167,7 +239,8 @@ def test_processes_may_store_the_same_layers_at_once(store: LayerStore) -> None:
         pool.map(_store_often, [str(store.directory)] * 4)
     found = list(store.directory.iterdir())
     assert len(found) == 20
-    assert all(hashlib.sha256(p.read_bytes()).hexdigest() == p.name for p in found)
+    plain = {p.name: gzip.decompress(p.read_bytes()) for p in found}
+    assert all(hashlib.sha256(c).hexdigest() + ".gz" == name for name, c in plain.items())
 
 
 _KILLED = """

@@ -7,7 +7,8 @@ Rules that this module keeps:
   layout), over the same blobs. An engine that has a layer does not look for its blob.
 - What names the image comes last: an archive that breaks off, or whose layer proves damaged on the
   way, never becomes an image.
-- Layers are streamed from the store and hashed on the way; the size is known beforehand.
+- Layers are streamed from the store and hashed on the way; the size is known beforehand. To an
+  engine that unpacks on its own disk before it looks they travel as they are stored, compressed.
 - The manifest follows from config and layers alone, so its digest, which is what a containerd store
   calls the image, is known before anything is sent.
 """
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from sealrun.image import tar
 from sealrun.image.config import canonical, image_config
-from sealrun.image.store import chunks, sha256
+from sealrun.image.store import chunks, sha256, stored_chunks, stored_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -140,15 +141,18 @@ class Archive:
     Args:
         what: the stack.
         layers: those of its layers that travel.
+        as_stored: whether compressed layers travel compressed; the manifest for containerd's stores
+            names plain ones.
     """
 
-    def __init__(self, what: Stack, layers: Sequence[Layer]) -> None:
+    def __init__(self, what: Stack, layers: Sequence[Layer], *, as_stored: bool = False) -> None:
         self._layers = {layer.diff_id: layer for layer in layers}
+        self._as_stored = as_stored
         self._rest = _names(what)
 
     def __len__(self) -> int:
         """Return the size in bytes (an HTTP client sends it as the content's length)."""
-        layers = sum(tar.BLOCK + _padded(layer.size) for layer in self._layers.values())
+        layers = sum(tar.BLOCK + _padded(self._size(one)) for one in self._layers.values())
         rest = sum(tar.BLOCK + _padded(len(content)) for _, content in self._rest)
         return layers + rest + len(tar.END)
 
@@ -159,13 +163,17 @@ class Archive:
             StorageFault: a layer is missing or damaged.
         """
         for diff_id, layer in self._layers.items():
-            yield tar.header(_blob(diff_id), tar.FILE, _BLOB_MODE, layer.size)
-            yield from chunks(layer)
-            yield tar.padding(layer.size)
+            size = self._size(layer)
+            yield tar.header(_blob(diff_id), tar.FILE, _BLOB_MODE, size)
+            yield from stored_chunks(layer) if self._as_stored else chunks(layer)
+            yield tar.padding(size)
         for name, content in self._rest:
             yield tar.header(name, tar.FILE, _BLOB_MODE, len(content))
             yield content + tar.padding(len(content))
         yield tar.END
+
+    def _size(self, layer: Layer) -> int:
+        return stored_size(layer) if self._as_stored else layer.size
 
 
 def _names(what: Stack) -> list[tuple[bytes, bytes]]:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from sealrun.errors import EnvironmentFault
 from sealrun.image.model import Package
+from sealrun.image.store import open_layer
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Sequence
@@ -171,7 +172,8 @@ def reading(layers: Iterable[Layer], where: str) -> Generator[Contents]:
         archives: list[tarfile.TarFile] = []
         for layer in layers:
             try:
-                archives.append(stack.enter_context(tarfile.open(layer.path, "r:")))
+                file = stack.enter_context(open_layer(layer))
+                archives.append(stack.enter_context(tarfile.open(fileobj=file, mode="r:")))
             except (tarfile.TarError, OSError) as error:
                 raise EnvironmentFault(f"a layer of {where} is not a tar: {error}") from error
         yield Contents(archives, where)

@@ -9,6 +9,8 @@ Rules that this module keeps:
 - Afterwards the engine's id and layer list are compared with what we computed. On any difference
   the tag is removed and everything is sent; if that differs too, it is an error.
 - A layer of ours that is damaged is a ``StorageFault`` with its path, never a half-loaded image.
+- A classic store writes the whole archive to its disk before it unpacks a layer of it. It is sent
+  layers as we store them, compressed: else it would need the room of two copies.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from sealrun.errors import EngineError
 from sealrun.image.archive import Archive, Stack, foundations, stack
 from sealrun.image.model import Loading
+from sealrun.image.store import is_packed
 from sealrun.progress import Silent
 
 if TYPE_CHECKING:
@@ -236,7 +239,7 @@ class EngineImages:
             EngineError: the engine reported an error, in its status or in the stream.
             StorageFault: a layer is missing or damaged.
         """
-        archive = Archive(what, layers)
+        archive = Archive(what, layers, as_stored=self._takes_packed(layers))
         title = f"loading {what.reference} into the engine"
         with (
             self._progress.task(title, len(archive)) as task,
@@ -247,6 +250,22 @@ class EngineImages:
             with response:
                 _read(what.reference, response.iter_lines())
         return len(archive)
+
+    def _takes_packed(self, layers: Sequence[Layer]) -> bool:
+        """Tell whether the engine is known to unpack compressed layers of an archive."""
+        if not any(is_packed(layer.path) for layer in layers):
+            return False
+        try:
+            with engine_errors("asking the engine how it stores images"):
+                version: dict[str, Any] = self._client.version()
+                info: dict[str, Any] = self._client.info()
+        except EngineError:
+            # Then it gets what every engine takes.
+            return False
+        parts = {str(part.get("Name")) for part in version.get("Components") or ()}
+        # A containerd store says so there, and keeps what it is sent.
+        status = [str(pair) for pair in info.get("DriverStatus") or ()]
+        return "Engine" in parts and not any("io.containerd" in words for words in status)
 
     def _post(self, body: _Body) -> Any:  # noqa: ANN401 - docker-py ships no types
         client = self._client

@@ -5,6 +5,8 @@ Rules that this module keeps:
 - A stored file is named by the sha256 of its own bytes, and appears under that name only when it
   is complete: written beside it, hashed on the way, then linked into place. A death in between
   leaves a draft that the next writer removes, because the draft's lock died with its owner.
+- A layer that is kept as data is compressed (``packed``); what is made again at any time is not. It
+  is named by its plain bytes either way.
 - A layer whose size is wrong is never handed out; its hash is checked by ``verify`` and whenever
   it is sent to an engine.
 - Two processes may store the same layer at once: they write the same bytes.
@@ -14,9 +16,11 @@ Rules that this module keeps:
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import os
 import secrets
@@ -27,10 +31,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from sealrun.errors import StorageFault
+from sealrun.image import packed
 from sealrun.image.model import Base, Environment, Layer, Package, Platform
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Generator, Iterator, Mapping
     from types import TracebackType
     from typing import BinaryIO
 
@@ -56,25 +61,23 @@ class LayerStore:
         self.directory = directory
 
     def path(self, diff_id: str) -> Path:
-        """Return where a layer stands, or would stand."""
+        """Return where a layer stands, or would stand as data: its name then ends in ``.gz``."""
         name = diff_id.removeprefix(_PREFIX)
         if len(name) != 64 or not set(name) <= set("0123456789abcdef"):  # noqa: PLR2004 - 256 bits
             raise StorageFault(f"{diff_id!r} does not name a layer")
-        return self.directory / name
+        compressed, plain = self.directory / f"{name}{packed.SUFFIX}", self.directory / name
+        return compressed if compressed.exists() or not plain.exists() else plain
 
     def get(self, diff_id: str, size: int) -> Layer | None:
         """Return a stored layer, or None where it is missing or has another size than it must."""
         path = self.path(diff_id)
-        try:
-            found = path.stat().st_size
-        except OSError:
-            return None
-        return Layer(diff_id, size, path) if found == size else None
+        return Layer(diff_id, size, path) if self.size(diff_id) == size else None
 
     def size(self, diff_id: str) -> int | None:
-        """Return the bytes of a stored layer, or None where there is none."""
+        """Return the plain bytes of a stored layer, or None where there is none that is whole."""
+        path = self.path(diff_id)
         try:
-            return self.path(diff_id).stat().st_size
+            return packed.plain_size(path) if is_packed(path) else path.stat().st_size
         except OSError:
             return None
 
@@ -82,7 +85,8 @@ class LayerStore:
         """Open a layer for writing.
 
         Args:
-            durable: wait until the disk has it; not needed for what is easily made again.
+            durable: it is data: compressed, and the disk has it afterwards; not needed for what is
+                easily made again.
             expected: bytes of the whole layer, where known; a full disk's message tells them.
 
         Raises:
@@ -124,20 +128,37 @@ class LayerStore:
                 os.close(handle)
 
 
+def is_packed(path: Path) -> bool:
+    """Tell whether a stored layer is compressed."""
+    return path.suffix == packed.SUFFIX
+
+
 def open_layer(layer: Layer) -> BinaryIO:
-    """Open a stored layer whose size is what it must be.
+    """Open the plain bytes of a stored layer whose size is what it must be.
 
     Raises:
         StorageFault: it is missing, unreadable or of another size.
     """
+    file = _opened(layer)
+    return io.BufferedReader(file, CHUNK) if isinstance(file, packed.Reader) else file
+
+
+def _opened(layer: Layer) -> packed.Reader | io.FileIO:
     try:
-        file = layer.path.open("rb", buffering=0)
+        if is_packed(layer.path):
+            reader = packed.Reader(layer.path)
+            file: packed.Reader | io.FileIO = reader
+            found = reader.size
+        else:
+            file = layer.path.open("rb", buffering=0)
+            found = os.fstat(file.fileno()).st_size
+    except packed.Corrupt as error:
+        raise _damaged(layer, str(error)) from error
     except OSError as error:
         raise StorageFault(
             f"the stored layer {layer.path} cannot be read: {error.strerror}",
             hint="Run the command again, or sealrun warm: it is then made anew.",
         ) from error
-    found = os.fstat(file.fileno()).st_size
     if found != layer.size:
         file.close()
         raise _damaged(layer, f"it has {found} bytes instead of {layer.size}")
@@ -150,12 +171,46 @@ def chunks(layer: Layer) -> Iterator[bytes]:
     Raises:
         StorageFault: it is missing, unreadable or damaged.
     """
+    for _, content in _pairs(layer):
+        if content:
+            yield content
+
+
+def stored_chunks(layer: Layer) -> Iterator[bytes]:
+    """Read a layer as it is stored, packed or not; its plain bytes are checked as ``chunks`` does.
+
+    Raises:
+        StorageFault: it is missing, unreadable or damaged.
+    """
+    for raw, _ in _pairs(layer):
+        yield raw
+
+
+def stored_size(layer: Layer) -> int:
+    """Return the bytes that ``stored_chunks`` yields.
+
+    Raises:
+        StorageFault: the layer is missing or unreadable.
+    """
+    try:
+        return layer.path.stat().st_size
+    except OSError as error:
+        raise StorageFault(
+            f"the stored layer {layer.path} cannot be read: {error.strerror}"
+        ) from error
+
+
+def _pairs(layer: Layer) -> Iterator[tuple[bytes, bytes]]:
+    """Yield stored and plain bytes of a layer side by side, checked at the end."""
     digest = hashlib.sha256()
-    with open_layer(layer) as file:
+    with _opened(layer) as file:
         try:
-            while chunk := file.read(CHUNK):
-                digest.update(chunk)
-                yield chunk
+            pairs = file.members() if isinstance(file, packed.Reader) else _plainly(file)
+            for raw, content in pairs:
+                digest.update(content)
+                yield raw, content
+        except packed.Corrupt as error:
+            raise _damaged(layer, str(error)) from error
         except OSError as error:
             raise StorageFault(
                 f"cannot read the stored layer {layer.path}: {error.strerror}",
@@ -165,8 +220,46 @@ def chunks(layer: Layer) -> Iterator[bytes]:
         raise _damaged(layer, "its bytes do not hash to its name")
 
 
-def _damaged(layer: Layer, detail: str) -> StorageFault:
-    return StorageFault(
+def _plainly(file: io.FileIO) -> Iterator[tuple[bytes, bytes]]:
+    while chunk := file.read(CHUNK):
+        yield chunk, chunk
+
+
+@contextlib.contextmanager
+def plain_file(layer: Layer, scratch: Path) -> Generator[Path]:
+    """Yield a file with a layer's plain bytes, for readers that need a path; gone afterwards.
+
+    Args:
+        scratch: where it may lie meanwhile.
+
+    Raises:
+        StorageFault: the layer is missing or damaged, or there is no room.
+    """
+    if not is_packed(layer.path):
+        yield layer.path
+        return
+    file = scratch / f"{secrets.token_hex(8)}.tar"
+    try:
+        try:
+            with file.open("xb") as stream:
+                for chunk in chunks(layer):
+                    stream.write(chunk)
+        except OSError as error:
+            raise StorageFault(
+                f"cannot unpack a layer to {file}: {error.strerror}",
+                hint=f"It needs {layer.size} bytes, {_free(scratch)} are free there.",
+            ) from error
+        yield file
+    finally:
+        file.unlink(missing_ok=True)
+
+
+class Damaged(StorageFault):
+    """A stored layer is not what its name says."""
+
+
+def _damaged(layer: Layer, detail: str) -> Damaged:
+    return Damaged(
         f"the stored layer {layer.path} is damaged: {detail}",
         hint=f"Check the disk and remove {layer.path}; the next sealrun warm or run makes it anew.",
     )
@@ -183,6 +276,7 @@ class LayerWriter:
         self._expected = expected
         self._store = store
         self._durable = durable
+        self._packer = packed.Packer() if durable else None
         self._digest = hashlib.sha256()
         self._draft = store.directory / f"{secrets.token_hex(8)}{_DRAFT}"
         try:
@@ -201,13 +295,18 @@ class LayerWriter:
             StorageFault: they do not fit; the draft is gone when the ``with`` block ends.
         """
         self._digest.update(chunk)
-        rest = memoryview(chunk)
+        reached = self.size + len(chunk)
+        for piece in (chunk,) if self._packer is None else self._packer.feed(chunk):
+            self._put(piece, reached)
+        self.size = reached
+
+    def _put(self, piece: bytes | bytearray | memoryview, reached: int) -> None:
+        rest = memoryview(piece)
         try:
             while rest:
                 rest = rest[os.write(self._handle, rest) :]
         except OSError as error:
-            raise self._fault(error, self.size + len(chunk)) from error
-        self.size += len(chunk)
+            raise self._fault(error, reached) from error
 
     def commit(self) -> Layer:
         """Put the layer into the store under its digest; return it.
@@ -216,7 +315,12 @@ class LayerWriter:
             StorageFault: the disk does not take it.
         """
         diff_id = _PREFIX + self._digest.hexdigest()
-        path = self._store.path(diff_id)
+        plain = self._store.directory / diff_id.removeprefix(_PREFIX)
+        path = plain
+        if self._packer is not None:
+            path = plain.with_name(plain.name + packed.SUFFIX)
+            for piece in self._packer.finish():
+                self._put(piece, self.size)
         try:
             if self._durable:
                 os.fsync(self._handle)
@@ -253,6 +357,8 @@ class LayerWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self._packer is not None:
+            self._packer.close()
         self._draft.unlink(missing_ok=True)
         os.close(self._handle)
 

@@ -11,6 +11,7 @@ Rules that this module keeps:
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import tempfile
@@ -33,6 +34,7 @@ from sealrun.mirror.format import (
     segment_of,
 )
 from sealrun.mirror.line import LAYERS, Change, Piece, folder_of, read_head, read_segment
+from sealrun.state import private
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -247,7 +249,7 @@ class _Writer:
 
     def layers(self) -> int:
         """Write layers that are not there yet; return how many steps that took."""
-        from sealrun.image.store import LayerStore
+        from sealrun.image.store import Damaged, LayerStore, plain_file
 
         store = LayerStore(self.source.places.layers)
         known = {one.sha256 for one in self.head.layers}
@@ -262,16 +264,22 @@ class _Writer:
             layer = store.get(f"sha256:{digest}", size)
             if layer is None:
                 continue
-            blob = _blob_of_layer(layer.path, digest, size)
-            if blob is None:
-                continue
-            layers = (*self.head.layers, blob)
-            self._write(
-                pieces=list(pieces_of(LAYERS, layer.path, blob)),
-                keep={LAYERS: frozenset(p for one in layers for p in one.pieces)},
-                pins={},
-                head=self.head.model_copy(update={"layers": layers, "written_at": utc()}),
-            )
+            with contextlib.ExitStack() as stack:
+                scratch = private(self.source.places.cache / "scratch")
+                try:
+                    file = stack.enter_context(plain_file(layer, scratch))
+                except Damaged:
+                    continue
+                blob = _blob_of_layer(file, digest, size)
+                if blob is None:
+                    continue
+                layers = (*self.head.layers, blob)
+                self._write(
+                    pieces=list(pieces_of(LAYERS, file, blob)),
+                    keep={LAYERS: frozenset(p for one in layers for p in one.pieces)},
+                    pins={},
+                    head=self.head.model_copy(update={"layers": layers, "written_at": utc()}),
+                )
             steps += 1
         return steps
 

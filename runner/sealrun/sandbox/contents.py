@@ -23,11 +23,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sealrun.image.model import WORKDIR
+from sealrun.image.store import open_layer
 from sealrun.sandbox.protocol import FileState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
+    from typing import BinaryIO
 
     from sealrun.image.model import Layer
     from sealrun.progress import Progress
@@ -157,7 +159,8 @@ def merged(layers: Sequence[Layer], progress: Progress) -> dict[bytes, FileState
     total = sum(layer.size for layer in layers)
     with progress.task("reading the manifest of base and environment", total) as task:
         for layer in layers:
-            upper = dict(_members(layer.path))
+            with open_layer(layer) as archive:
+                upper = dict(_members(archive))
             for path in upper:
                 parent, _, name = path.rpartition(b"/")
                 if name == _OPAQUE:
@@ -182,9 +185,11 @@ def _forget(root: dict[bytes, FileState], path: bytes, *, itself: bool) -> None:
         del root[known]
 
 
-def _members(archive: Path) -> Iterator[tuple[bytes, FileState]]:
+def _members(archive: BinaryIO) -> Iterator[tuple[bytes, FileState]]:
     known: dict[bytes, FileState] = {}
-    with tarfile.open(archive, "r:", encoding="utf-8", errors="surrogateescape") as tar:
+    with tarfile.open(
+        fileobj=archive, mode="r:", encoding="utf-8", errors="surrogateescape"
+    ) as tar:
         for member in tar:
             path = member.name.encode("utf-8", "surrogateescape").strip(b"/")
             path = path.removeprefix(b"./")

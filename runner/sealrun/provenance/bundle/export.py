@@ -23,7 +23,8 @@ from sealrun.data import HashCache, sha256_of, walk
 from sealrun.errors import SealrunError, StorageFault, UsageError
 from sealrun.git import RUN_REFS
 from sealrun.image.archive import stack
-from sealrun.image.store import CHUNK
+from sealrun.image.model import Layer
+from sealrun.image.store import CHUNK, chunks
 from sealrun.ledger.records import merge
 from sealrun.progress import Silent
 from sealrun.provenance.bundle import container, links
@@ -77,7 +78,9 @@ class _Gathered:
     stored: Stored
     full: bool
     progress: Progress
-    places: dict[str, Path | bytes] = field(default_factory=dict[str, "Path | bytes"])
+    places: dict[str, Path | bytes | Layer] = field(
+        default_factory=dict[str, "Path | bytes | Layer"]
+    )
     sizes: dict[str, int] = field(default_factory=dict[str, int])
     left_out: list[str] = field(default_factory=list[str])
     variables: set[str] = field(default_factory=set[str])
@@ -92,10 +95,17 @@ class _Gathered:
         self.places.setdefault(digest, place)
         return self.sizes.setdefault(digest, place.stat().st_size)
 
+    def layer(self, layer: Layer, digest: str) -> int:
+        self.places.setdefault(digest, layer)
+        return self.sizes.setdefault(digest, layer.size)
+
     def read(self, content: Content) -> Iterator[bytes]:
         place = self.places[content.digest]
         if isinstance(place, bytes):
             yield place
+            return
+        if isinstance(place, Layer):
+            yield from chunks(place)
             return
         try:
             handle = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -216,14 +226,14 @@ def _image(record: RunRecord, gathered: _Gathered) -> ImageEntry | None:
     for part, layer in zip(record.progress.layers, image.layers, strict=True):
         digest = layer.diff_id.removeprefix("sha256:")
         if part.role == "tree":
-            gathered.file(layer.path, digest)
+            gathered.layer(layer, digest)
         elif gathered.full:
             if gathered.stored.layers.get(layer.diff_id, layer.size) is None:
                 raise StorageFault(
                     f"the {part.role} layer {layer.diff_id} of run {record.run} is not stored whole",
                     hint="sealrun doctor --reproducible says what is missing.",
                 )
-            gathered.file(layer.path, digest)
+            gathered.layer(layer, digest)
     if not gathered.full:
         gathered.left_out.append(
             "layers of base and environment are left out: who runs it again needs the same ones"
