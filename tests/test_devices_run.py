@@ -17,6 +17,7 @@ from _sandbox import Bench, bench
 from sealrun.devices import visible
 from sealrun.devices.access import Toolkit, access
 from sealrun.devices.amd import Amd
+from sealrun.gc.keeping import nobody_keeping
 from sealrun.sandbox.docker import DockerSandbox, default_owner
 from sealrun.sandbox.effective import compare_devices, compare_inspection
 
@@ -49,6 +50,7 @@ _SITE = """\
 import sealrun.devices.assign as assign
 from pathlib import Path
 from sealrun.devices.amd import Amd
+from sealrun.gc.keeping import nobody_keeping
 assign.providers = lambda: (Amd(Path({sys!r}), Path({dev!r}), Path({proc!r})),)
 """
 
@@ -179,6 +181,9 @@ def test_two_runs_take_turns(cli: Cli) -> None:
         rf"\[sealrun\] waiting for GPU 0 \(pid {first.pid}, run [0-9A-Z]{{26}}\): 1st in the queue",
         said,
     )
+    # Who waits keeps nothing from being cleared up; what it needs is made sure of afterwards.
+    with nobody_keeping(cli.places, 60) as alone:
+        assert alone
     one, two = first.communicate(), second.communicate()
     assert (first.returncode, second.returncode) == (0, 0), (one, two)
     ended, begun = told(one[0].decode(), "ended"), told(two[0].decode(), "begun")

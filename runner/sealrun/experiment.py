@@ -289,7 +289,9 @@ class Experiment:
             if after:
                 looks = after_run(self.log, self.directory / "outputs")
             else:
-                looks = before_run(self.tree, self.policy.policy, self.places)
+                looks = before_run(
+                    self.tree, self.policy.policy, self.datasets, self.places
+                )
         for looked in looks:
             self._add(*looked.findings())
             self.course.verified.append(looked.sentence)
@@ -540,6 +542,12 @@ class Experiment:
         self._await_devices(engine)
         if not self._may_start():
             return
+        if self.devices.waited:
+            # For hours, perhaps: sealrun gc was free to clear up meanwhile.
+            self.kept.enter_context(keeping(self.places))
+            sealed = self._image(engine)
+            with self.clock.step("load"):
+                loading = load(sealed.image, engine.client, progress=self.listener)
         try:
             self._contained(sandbox, engine, sealed, loading)
         except ImageDamaged as damage:
@@ -564,7 +572,7 @@ class Experiment:
         if self.policy.policy.sandbox.gpus == "none":
             return
         with self.clock.step("devices"):
-            holding = assigned(engine, self.id, self.listener)
+            holding = assigned(engine, self.id, self.listener, self.kept.close)
             # To the end of the record: by then the container is gone.
             self.devices = self.until_recorded.enter_context(holding)
         self._add(*self.devices.findings)

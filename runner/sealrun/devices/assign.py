@@ -29,7 +29,7 @@ from sealrun.reasons import Reason
 from sealrun.verdict import Finding
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 
     from sealrun.devices.model import Device, Driver, Provider, User
     from sealrun.engine import Engine
@@ -132,6 +132,7 @@ def assigned(
     engine: Engine,
     run: str,
     listener: Listener,
+    before_waiting: Callable[[], object],
     *,
     environ: Mapping[str, str] | None = None,
 ) -> Generator[Assigned]:
@@ -141,6 +142,7 @@ def assigned(
         engine: what will run the container.
         run: the run's id, told to others who wait.
         listener: who hears how long it takes.
+        before_waiting: called once, if another run has one of them: to let go of what others need.
         environ: the caller's variables; None for this process's.
 
     Raises:
@@ -160,7 +162,7 @@ def assigned(
     asked = access(selection, toolkit(engine), _groups(selection.devices), variables)
     labels = {device.uuid: device.label for device in selection.devices}
     with contextlib.ExitStack() as stack:
-        told = _Told(labels, listener, stack)
+        told = _Told(labels, listener, stack, before_waiting)
         stack.enter_context(
             lease.held(list(labels), state.leases(), lease.Holder(os.getpid(), run), told.waiting)
         )
@@ -180,8 +182,13 @@ class _Told:
     """Tells the user where in the line a run stands: at once, at each change, and as progress."""
 
     def __init__(
-        self, labels: Mapping[str, str], listener: Listener, stack: contextlib.ExitStack
+        self,
+        labels: Mapping[str, str],
+        listener: Listener,
+        stack: contextlib.ExitStack,
+        before_waiting: Callable[[], object],
     ) -> None:
+        self._before_waiting = before_waiting
         self._labels = labels
         self._listener = listener
         self._stack = stack.enter_context(contextlib.ExitStack())
@@ -193,7 +200,9 @@ class _Told:
         """Take a look at the line."""
         label = self._labels[place.key]
         text = standing(place)
-        self.waited = True
+        if not self.waited:
+            self.waited = True
+            self._before_waiting()
         if self._said is None or self._said.key != place.key:
             self.over()
             self._listener.say(f"waiting for {label} ({text[0]}): {text[1]}")
