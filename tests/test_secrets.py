@@ -15,7 +15,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from _cli import Cli
-from sealrun.secrets import Seen, in_commit, in_files, in_variables, keys, variable
+from sealrun.data import DataFile, Dataset, Identity
+from sealrun.secrets import (
+    Seen,
+    in_commit,
+    in_files,
+    in_names,
+    in_variables,
+    keys,
+    variable,
+)
 from sealrun.secrets.detect import MOST, PLACES
 from sealrun.secrets.look import PART, WHOLE
 from sealrun.secrets.shapes import SHAPES
@@ -272,6 +281,40 @@ def test_two_sparse_gigabytes_are_looked_at_in_parts(tmp_path: Path) -> None:
     assert (looked.size, looked.left) == (2 << 30, 1)
     assert looked.read <= 2 * PART
     assert "1 files in part" in looked.sentence
+
+
+@pytest.mark.parametrize(
+    ("mounted", "files", "named"),
+    [
+        (".cache/huggingface", ["hub/model.bin", "token", "stored_tokens"], 2),
+        (".cache/huggingface/token", [""], 1),
+        ("home", [".netrc", ".ssh/id_ed25519", ".ssh/id_ed25519.pub", ".aws/credentials"], 3),
+        ("data", ["train.env.txt", "tokens.bin", "tokenizer.json", "netrc.md", "a.env"], 0),
+    ],
+)
+def test_data_that_holds_keys_by_its_names_is_named(
+    mounted: str, files: list[str], named: int
+) -> None:
+    """A mount of a whole cache or home is warned about by the files of logins in it."""
+    identity = Identity(0, 0, 0, 0, 0)
+    found = tuple(DataFile(name.encode(), identity, "0" * 64) for name in files)
+    dataset = Dataset(Path("/home/me") / mounted, "/data", found, "0" * 64, 0)
+    looked = in_names((dataset,))
+    assert len(looked.found) == named
+    assert all(one.place.startswith(f"the data file /home/me/{mounted}") for one in looked.found)
+    if named:
+        assert "holds what looks like a key (of " in looked.found[0].words()
+
+
+def test_a_changed_tree_of_ten_thousand_files_costs_its_look_up(repo: Repo, tmp_path: Path) -> None:
+    """Of a large tree with one new file, one file is read, however much was ever seen."""
+    repo.commit({f"d{n % 50}/f{n}.py": f"x = {n}\n" for n in range(10_000)})
+    seen = Seen(tmp_path / "keys.sqlite")
+    assert in_commit(repo.tree(), seen).left == 0
+    repo.commit({"d0/f0.py": MADE["Groq key"]})
+    looked = in_commit(repo.tree(), seen, seconds=30)
+    assert ([one.place for one in looked.found], looked.left) == (["d0/f0.py"], 0)
+    assert len(seen.some([entry.oid for entry in repo.tree().entries])) == 10_000
 
 
 @pytest.fixture

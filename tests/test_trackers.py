@@ -178,7 +178,7 @@ def test_the_real_client_uploads_a_run_with_the_verdict_on_record(
     assert tags
     assert all(set(one) == {"baseline", "sealrun-flagged"} for one in tags)
     assert "left out: artifact" in done.stderr
-    assert not list((night.cli.places.cache / "sync").iterdir())
+    assert not list((night.cli.places.cache / "scratch").iterdir())
 
 
 def test_a_dry_run_says_what_would_be_uploaded_and_asks_nobody(

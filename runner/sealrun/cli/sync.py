@@ -61,8 +61,8 @@ def command(
             raise no_such_run(run)
         record = here.ledger.run(here.ledger.resolve(run))
     outputs = _outputs(record)
-    scratch = private(here.places.cache / "sync")
-    with tempfile.TemporaryDirectory(dir=scratch, prefix=f"{record.run}-") as into:
+    scratch = private(here.places.cache / "scratch")
+    with tempfile.TemporaryDirectory(dir=scratch, prefix="sync-") as into:
         logged = found.copy(outputs, _judged(record), Path(into))
         if not logged:
             raise UsageError(

@@ -1,7 +1,7 @@
 """Keys where none should be: in the commit, in what is passed to a container, in what it leaves.
 
-``shapes`` says what keys look like, ``detect`` finds them in bytes, ``look`` reads the places, and
-remembers what it has read. What is found is a note: it says where, never what, and judges nothing.
+``shapes`` and ``names`` say what keys and their files look like, ``detect`` finds them in bytes, ``look``
+reads the places and remembers what it has read, ``withheld`` keeps them off the record. What is found is a note: it says where, never what, and judges nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from sealrun.secrets.look import (
     before_run,
     in_commit,
     in_files,
+    in_names,
     in_variables,
 )
 
@@ -29,6 +30,7 @@ __all__ = [
     "before_run",
     "in_commit",
     "in_files",
+    "in_names",
     "in_variables",
     "keys",
     "variable",

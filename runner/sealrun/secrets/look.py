@@ -7,6 +7,7 @@ Rules that this module keeps:
 - Time is bounded, and what was not looked at is said; a later look goes on where this one stopped.
 - Files that a container left are hostile: no link is followed, nothing but regular files is opened,
   and a large one is looked at in parts.
+- Data is known by its names: it is not read for this, for it can be terabytes.
 - Trouble with reading is no finding, and never stops a run.
 """
 
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from sealrun.reasons import Reason
 from sealrun.secrets.detect import MOST, VERSION, Key, keys, variable
+from sealrun.secrets.names import holder
 from sealrun.tree import SYMLINK
 from sealrun.verdict import Finding
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from sealrun.data import Dataset
     from sealrun.policy import Policy
     from sealrun.state import Places
     from sealrun.tree import CommittedTree, Entry
@@ -100,12 +103,16 @@ class Looked:
     @property
     def sentence(self) -> str:
         """What was covered."""
-        words = f"{self.what}, for keys: {self.read} of {self.size} bytes"
+        words = f"{self.what}, for keys"
+        if self.size:
+            words += f": {self.read} of {self.size} bytes"
         if self.left:
             words += f", {self.left} files in part or not at all"
         return f"{words}; found {len(self.found)}"
 
 
+#: Blobs that are asked for at once (SQLite's oldest limit on variables is 999).
+_TOGETHER = 500
 #: File of what was found before, in the user's cache.
 SEEN = "keys.sqlite"
 
@@ -134,14 +141,20 @@ class Seen:
             return None if row is None else str(row[0])
         return None
 
-    def all(self) -> dict[str, str]:
-        """Return what is known of every blob."""
+    def some(self, identities: Sequence[str]) -> dict[str, str]:
+        """Return what is known of blobs; those of which nothing is are not in it."""
+        known: dict[str, str] = {}
         with suppress(sqlite3.Error), closing(self._connect()) as connection:
-            rows = connection.execute(
-                "SELECT id, found FROM seen WHERE version = ?", (VERSION,)
-            ).fetchall()
-            return {str(identity): str(found) for identity, found in rows}
-        return {}
+            for start in range(0, len(identities), _TOGETHER):
+                part = identities[start : start + _TOGETHER]
+                marks = ",".join("?" * len(part))
+                known.update(
+                    connection.execute(
+                        f"SELECT id, found FROM seen WHERE version = ? AND id IN ({marks})",  # noqa: S608 - question marks
+                        (VERSION, *part),
+                    )
+                )
+        return known
 
     def put(self, rows: Mapping[str, str]) -> None:
         """Remember what was found; what an older table found is forgotten."""
@@ -155,12 +168,15 @@ class Seen:
             connection.execute("COMMIT")
 
 
-def before_run(tree: CommittedTree, policy: Policy, places: Places) -> tuple[Looked, ...]:
+def before_run(
+    tree: CommittedTree, policy: Policy, datasets: Sequence[Dataset], places: Places
+) -> tuple[Looked, ...]:
     """Look for keys in what a run takes along, for a quarter of a second at most.
 
     Args:
         tree: of the run's commit.
         policy: that judges it, and names the variables that the container gets.
+        datasets: that are mounted.
         places: of the calling user.
     """
     box = policy.sandbox
@@ -168,6 +184,7 @@ def before_run(tree: CommittedTree, policy: Policy, places: Places) -> tuple[Loo
     return (
         in_commit(tree, Seen(places.cache / SEEN), NEW),
         in_variables({**box.variables, **passed}),
+        *((in_names(datasets),) if datasets else ()),
     )
 
 
@@ -195,7 +212,7 @@ def in_commit(tree: CommittedTree, seen: Seen, seconds: float | None = None) -> 
     known = seen.get(identity)
     if known is not None:
         return Looked(what, _found(known), size, size)
-    answers = seen.all()
+    answers = seen.some([entry.oid for entry in tree.entries])
     until = None if seconds is None else time.monotonic() + seconds
     new: dict[str, str] = {}
     found: list[Found] = []
@@ -254,6 +271,23 @@ def in_variables(variables: Mapping[str, str]) -> Looked:
     ]
     size = sum(len(value) for value in variables.values())
     return Looked("the variables", tuple(found[:FOUND]), size, size)
+
+
+def in_names(datasets: Sequence[Dataset]) -> Looked:
+    """Look for files that hold keys by their name in what is mounted."""
+    found: list[Found] = []
+    for dataset in datasets:
+        root = str(dataset.source)
+        for file in dataset.files:
+            path = f"{root}/{os.fsdecode(file.path)}" if file.path else root
+            whose = holder(path)
+            if whose is not None:
+                place = path.encode("utf-8", "backslashreplace").decode()
+                found.append(
+                    Found(f"the data file {place}", Key("key", 1, f"of {whose}"), lined=False)
+                )
+    count = sum(len(dataset.files) for dataset in datasets)
+    return Looked(f"the names of {count} data files", tuple(found[:FOUND]))
 
 
 def in_files(places: Sequence[Path], below: Path, seconds: float | None = None) -> Looked:
