@@ -349,3 +349,40 @@ def test_homes_share_one_place_for_leases(monkeypatch: pytest.MonkeyPatch) -> No
     assert before.stat().st_mode & 0o1000
     monkeypatch.setenv("SEALRUN_LEASES", "/elsewhere")
     assert state.leases() == Path("/elsewhere")
+
+
+@pytest.mark.soak(sample=True)
+def test_under_a_crowd_no_two_hold_one_device(
+    shared: Path, started: list[subprocess.Popen[str]]
+) -> None:
+    """Processes that come, go and are killed at random never hold a device together."""
+    script = """
+import fcntl, os, random, sys
+from pathlib import Path
+from sealrun.devices.lease import Holder, held
+directory = Path(sys.argv[1])
+for turn in range(12):
+    keys = random.sample(["GPU-a", "GPU-b"], random.choice([1, 1, 2]))
+    with held(keys, directory, Holder(os.getpid(), str(turn)), lambda place: None):
+        alone = [open(directory / f"proof-{key}", "w") for key in keys]
+        for file in alone:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if random.random() < 0.03:
+            os.kill(os.getpid(), 9)
+        for file in alone:
+            file.close()
+    for path in directory.glob("*.lock"):
+        if random.random() < 0.3:
+            path.unlink(missing_ok=True)
+"""
+    for _ in range(8):
+        process = subprocess.Popen(
+            [sys.executable, "-c", script, str(shared)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(RUNNER)},
+        )
+        started.append(process)
+    # A second holder of a proof would have ended with an error of Python's: 1.
+    assert {process.wait() for process in started} <= {0, -signal.SIGKILL}
