@@ -245,6 +245,33 @@ def test_what_root_copies_out_is_its_places_owners(
     assert (unreachable / "out/private.txt").read_text() == "p"
 
 
+@pytest.mark.engine
+def test_what_root_leaves_in_a_repository_is_its_owners(reachable: Path, tmp_path: Path) -> None:
+    """As under sudo: the owner can pack the refs and remove the repository afterwards."""
+    work = reachable / "work"
+    work.mkdir()
+    (work / "train.py").write_text('print("val_bpb: 1.5")\n')
+    (work / ".gitignore").write_text("state\n")
+    os.chown(work, USER, USER)
+    os.chown(work / "train.py", USER, USER)
+    theirs = ["setpriv", "--reuid", str(USER), "--regid", str(USER), "--clear-groups"]
+    theirs += ["git", "-c", "user.name=a", "-c", "user.email=a@example.invalid"]
+    for arguments in (("init", "-q"), ("add", "."), ("commit", "-qm", "baseline")):
+        subprocess.run([*theirs, *arguments], cwd=work, check=True)
+    cli = Cli(work, tmp_path / "state").with_base()
+    try:
+        assert cli.run("python3", "train.py")[0]["verdict"] == "clean"
+        made = [p for p in _all(work / ".git") if p.lstat().st_uid != USER]
+        assert made == []
+        subprocess.run([*theirs, "pack-refs", "--all"], cwd=work, check=True)
+        refs = [*theirs, "for-each-ref", "refs/sealrun/runs"]
+        assert (
+            subprocess.run(refs, cwd=work, check=True, capture_output=True).stdout.count(b"\n") == 1
+        )
+    finally:
+        cli.stop_guard()
+
+
 #: The interpreter of these tests may lie in a home that only root can enter.
 REACH = "+dac_read_search"
 

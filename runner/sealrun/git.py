@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sealrun.errors import Fault, ObjectCorrupt, RepositoryError, UsageError
+from sealrun.state import owner_for_root
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -83,12 +84,16 @@ class Git:
         self.directory = directory
 
     def popen(
-        self, *arguments: str, extra: Mapping[str, str | None] | None = None
+        self,
+        *arguments: str,
+        extra: Mapping[str, str | None] | None = None,
+        user: tuple[int, int] | None = None,
     ) -> subprocess.Popen[bytes]:
         """Start a git call with pipes on its standard input, output and error.
 
         Args:
             extra: what its environment has besides ours; None takes a variable out.
+            user: uid and gid that it runs as; None for ours.
         """
         changed = environment() | dict(extra or {})
         try:
@@ -99,6 +104,9 @@ class Git:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
+                user=None if user is None else user[0],
+                group=None if user is None else user[1],
+                extra_groups=None if user is None else (),
             )
         except FileNotFoundError as error:
             if not self.directory.is_dir():
@@ -108,10 +116,14 @@ class Git:
             ) from error
 
     def attempt(
-        self, *arguments: str, stdin: bytes = b"", extra: Mapping[str, str | None] | None = None
+        self,
+        *arguments: str,
+        stdin: bytes = b"",
+        extra: Mapping[str, str | None] | None = None,
+        user: tuple[int, int] | None = None,
     ) -> tuple[int, bytes, bytes]:
         """Run a git call; return its status, standard output and standard error."""
-        with self.popen(*arguments, extra=extra) as process:
+        with self.popen(*arguments, extra=extra, user=user) as process:
             output, errors = process.communicate(stdin)
         return process.returncode, output, errors
 
@@ -265,5 +277,12 @@ class Repository:
         return tuple(line[prefix:].decode() for line in output.split(b"\n") if line)
 
     def pin(self, run_id: str, commit: str) -> None:
-        """Keep a run's commit from garbage collection, whatever happens to its branch."""
-        self.git.run("update-ref", "--no-deref", RUN_REFS + run_id, commit)
+        """Keep a run's commit from garbage collection, whatever happens to its branch.
+
+        Where root pins in somebody's repository, the ref is its owner's: they could not pack it else.
+        """
+        command = ("update-ref", "--no-deref", RUN_REFS + run_id, commit)
+        owner = owner_for_root(self.common_dir)
+        # An owner who does not get to the repository has no use for it either.
+        if owner is None or self.git.attempt(*command, user=owner)[0] != 0:
+            self.git.run(*command)

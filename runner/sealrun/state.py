@@ -173,6 +173,20 @@ def private(path: Path) -> Path:
     return path
 
 
+def owner_for_root(directory: Path) -> tuple[int, int] | None:
+    """Return uid and gid of a directory that is somebody else's while we are root; else None.
+
+    What root leaves in a user's repository has to be that user's, as under sudo.
+    """
+    if os.geteuid() != 0:
+        return None
+    try:
+        status = directory.stat()
+    except OSError:
+        return None
+    return (status.st_uid, status.st_gid) if status.st_uid else None
+
+
 def repository_id(common_dir: Path, *, create: bool = True) -> str | None:
     """Return the id of the repository whose common git directory is given.
 
@@ -212,6 +226,9 @@ def _new_id(file: Path) -> str:
         file.parent.mkdir(exist_ok=True)
         draft = file.with_name(f"id.{os.getpid()}")
         draft.write_text(text + "\n", "ascii")
+        if (owner := owner_for_root(file.parent.parent)) is not None:
+            for made in (file.parent, draft):
+                os.chown(made, *owner, follow_symlinks=False)
         try:
             # link, not rename: of two first commands at once one wins and both read its id.
             os.link(draft, file)

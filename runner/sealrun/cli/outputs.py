@@ -26,6 +26,7 @@ import typer
 from sealrun.cli import console
 from sealrun.cli.reading import no_such_run, open_here, size, visible
 from sealrun.errors import Status, StorageFault, UsageError
+from sealrun.state import owner_for_root
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping
@@ -132,11 +133,9 @@ class _Into:
 
 def _owner(directory: Path) -> tuple[int, int] | None:
     """Return whose a directory is to be that root makes; None: the caller's."""
-    if os.geteuid() != 0:
-        return None
     above = next(path for path in (directory, *directory.absolute().parents) if path.exists())
-    owner = (above.stat().st_uid, above.stat().st_gid)
-    if not owner[0]:
+    owner = owner_for_root(above)
+    if owner is None:
         return None
     with _acting_as(owner):
         # Nobody but root may be able to get there.
