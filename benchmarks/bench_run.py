@@ -20,7 +20,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sealrun.experiment import Asked, Experiment
+from sealrun.course import Asked
+from sealrun.experiment import Experiment
 from sealrun.git import Repository
 from sealrun.progress import Silent
 from sealrun.sandbox.spec import HOME, SCRATCH

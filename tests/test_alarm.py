@@ -44,10 +44,10 @@ from sealrun.alarm.notice import document, of_document
 from sealrun.alarm.sender import send
 from sealrun.alarm.spool import Spool, State
 from sealrun.alarm.wording import Message, defanged, happening_of
+from sealrun.course import Finished
 from sealrun.doctor import Grade
 from sealrun.doctor.alarm import told
 from sealrun.errors import EngineUnavailable, Interrupted, LedgerMissing, UsageError
-from sealrun.experiment import Finished
 from sealrun.ledger import Alert, Because, Judgement, Process, WriterFacts, new_ulid
 from sealrun.policy import load
 from sealrun.reasons import Reason

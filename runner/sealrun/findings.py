@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 
     from sealrun.alerts.laundering import Laundered
+    from sealrun.approvals import Approvals
     from sealrun.guard.mutations import GitChange, GitState, Mutation, Report
     from sealrun.ownership.intents import Match
     from sealrun.ownership.joined import Ownership
     from sealrun.ownership.whose import Whose
-    from sealrun.record import Approvals
     from sealrun.sandbox.contents import Discrepancy
     from sealrun.sandbox.protocol import Interference
     from sealrun.tree import CommittedTree

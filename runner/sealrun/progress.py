@@ -47,6 +47,14 @@ class Progress(Protocol):
         ...
 
 
+class Listener(Progress, Protocol):
+    """Who hears what a run has to say."""
+
+    def say(self, text: str, *, level: int = 0) -> None:
+        """Take a line for the user."""
+        ...
+
+
 class Silent:
     """A listener that does not listen: for tests and library use."""
 

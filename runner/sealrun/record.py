@@ -12,7 +12,6 @@ import hashlib
 import itertools
 import json
 import os
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -21,7 +20,6 @@ from sealrun.data import sha256_of, walk
 from sealrun.findings import text
 from sealrun.git import RUN_REFS
 from sealrun.ledger import (
-    Approval,
     Because,
     Coverage,
     DataFacts,
@@ -37,7 +35,6 @@ from sealrun.ledger import (
     RunProgress,
     utc,
 )
-from sealrun.policy import Approvable, approvable, approved_policy
 from sealrun.secrets.withheld import withheld
 from sealrun.verdict import severity
 
@@ -50,7 +47,6 @@ if TYPE_CHECKING:
     from sealrun.git import Repository
     from sealrun.guard.mutations import Report
     from sealrun.image.model import Environment, Loading, SealedImage
-    from sealrun.ledger import Ledger
     from sealrun.metric import Metric
     from sealrun.policy import EffectivePolicy, Policy
     from sealrun.sandbox.protocol import FileState, Request
@@ -63,59 +59,6 @@ PROTECTION = "same-user"
 TIER = "container"
 #: Outputs listed in the record; more are counted.
 OUTPUTS_LISTED = 1000
-
-
-@dataclass(frozen=True)
-class Approvals:
-    """What a commit asks for, beside what is approved here.
-
-    Attributes:
-        approved: None before the first run.
-        candidate: what this commit asks a human to approve.
-        policy: what judges the commit: the approved policy, and its own only where that is the
-            approved one or nothing is approved yet.
-    """
-
-    approved: Approvable | None
-    candidate: Approvable
-    policy: EffectivePolicy
-
-
-def approvals(ledger: Ledger, tree: CommittedTree, committed: EffectivePolicy) -> Approvals:
-    """Compare a commit's policy and protected files with the approved ones.
-
-    Raises:
-        PolicyError: the approved policy on record cannot be read by this version.
-    """
-    recorded = ledger.approved()
-    if recorded is None:
-        return Approvals(None, approvable(tree, committed), committed)
-    approval = recorded.event
-    patterns = approval.values.get("guard.protected", ())
-    names = tuple(str(p) for p in patterns) if isinstance(patterns, list | tuple) else ()
-    approved = Approvable(approval.policy, dict(approval.protected), names)
-    judging = committed
-    if approval.policy != committed.digest:
-        judging = approved_policy(approval.policy, approval.values)
-    return Approvals(approved, approvable(tree, committed, names), judging)
-
-
-def approval(
-    tree: CommittedTree, policy: EffectivePolicy, *, first: bool, terminal: str | None = None
-) -> Approval:
-    """Return the event of an approval by the calling user."""
-    host = facts.host()
-    asked = approvable(tree, policy)
-    return Approval(
-        policy=asked.policy,
-        protected=dict(asked.protected),
-        commit=tree.commit,
-        first=first,
-        uid=host.uid,
-        login=host.user,
-        terminal=terminal,
-        values=policy.values(),
-    )
 
 
 def pin(run_id: str, commit: str) -> Pin:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sealrun.alarm.spool import Spool
-    from sealrun.experiment import Finished
+    from sealrun.course import Finished
     from sealrun.ledger import Alert
     from sealrun.state import Places
 

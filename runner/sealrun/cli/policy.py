@@ -115,7 +115,7 @@ def approve(
 
     Example:  sealrun policy approve
     """
-    from sealrun import record
+    from sealrun import approvals
     from sealrun.leftovers import writable_ledger
 
     repository, places, tree, effective = _of_commit(rev)
@@ -125,7 +125,7 @@ def approve(
         return Status.OK
     terminal = _confirm(tree, rows)
     with writable_ledger(repository, places, _identity(repository)) as ledger:
-        ledger.append(record.approval(tree, effective, first=False, terminal=terminal))
+        ledger.append(approvals.event(tree, effective, first=False, terminal=terminal))
     console.current().say(f"approved: the policy and the protected files of {tree.commit[:7]}")
     return Status.OK
 
@@ -160,12 +160,12 @@ def _of_commit(rev: str) -> tuple[Repository, Places, CommittedTree, EffectivePo
 
 def _differences(rev: str) -> list[tuple[str, str, str]]:
     """Return what differs from the approved state: name, approved value, asked value."""
-    from sealrun import record
+    from sealrun import approvals
     from sealrun.leftovers import writable_ledger
 
     repository, places, tree, effective = _of_commit(rev)
     with writable_ledger(repository, places, _identity(repository)) as ledger:
-        found = record.approvals(ledger, tree, effective)
+        found = approvals.compared(ledger, tree, effective)
         recorded = ledger.approved()
     approved, candidate = found.approved, found.candidate
     if approved is None or recorded is None:

@@ -19,7 +19,8 @@ from sealrun.cli import console
 from sealrun.errors import Interrupted, Refused, SealrunError, StorageFault, UsageError
 
 if TYPE_CHECKING:
-    from sealrun.experiment import Experiment, Finished
+    from sealrun.course import Finished
+    from sealrun.experiment import Experiment
     from sealrun.policy import Tightening
     from sealrun.verdict import Finding
 
@@ -73,7 +74,8 @@ def command(
     gc.disable()
     # The engine's client takes the longest to import and is needed last.
     threading.Thread(target=importlib.import_module, args=("docker",), daemon=True).start()
-    from sealrun.experiment import Asked, Experiment, exit_status
+    from sealrun.course import Asked, exit_status
+    from sealrun.experiment import Experiment
     from sealrun.git import Repository
     from sealrun.leftovers import identify
     from sealrun.state import Places
@@ -142,7 +144,7 @@ def _sound_alarm(experiment: Experiment, ending: Finished | SealrunError) -> Non
     if isinstance(ending, SealrunError):
         ended = of_error(ending, experiment.id, workspace)
     else:
-        ended = of_finished(ending, workspace, experiment.told)
+        ended = of_finished(ending, workspace, experiment.around.told)
     trouble = None if ended is None else Alarm.of_user(experiment.places).ended(ended)
     if trouble:
         console.current().say(trouble)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from sealrun.devices.model import Device, Driver, Provider, User
     from sealrun.engine import Engine
-    from sealrun.experiment import Listener
+    from sealrun.progress import Listener
 
 #: Seconds that a dead controller's container may outlive it before that is trouble.
 _GONE_WITHIN = 60.0

@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from sealrun import determinism, leftovers, record
+from sealrun.course import Asked, Finished
 from sealrun.data import sha256_of, walk
 from sealrun.errors import EnvironmentFault, Interrupted, UsageError
-from sealrun.experiment import Asked, Experiment, Finished, Listener
+from sealrun.experiment import Experiment
 from sealrun.image.archive import stack
 from sealrun.image.base import host_platform
 from sealrun.ledger import Filter, Reproduced
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from sealrun.image.seal import Sealed
     from sealrun.ledger import Ledger, RunRecord
     from sealrun.policy import EffectivePolicy
+    from sealrun.progress import Listener
     from sealrun.sandbox.protocol import Request
     from sealrun.tree import CommittedTree
 
@@ -243,15 +245,15 @@ class _Again(Experiment):
                 tx.append(replace(opened, reproduces=self.original.run))
                 tx.append(record.pin(self.id, self.tree.commit))
             self.repository.pin(self.id, self.tree.commit)
-        self._add(*(Finding(Reason.SANDBOX_LOOSENED, words) for words in self.policy.loosened()))
+        self.course.add(
+            *(Finding(Reason.SANDBOX_LOOSENED, words) for words in self.policy.loosened())
+        )
 
     def _guarded(self) -> Finished:
         # Not armed: the guard's manifest is the loop's commit, and must not become another one's.
         self.guard = cast("GuardClient", _Unwatched())
-        # Nobody of this workspace meant or wrote what is repeated.
-        self.meant, self.between, self.foreign = None, None, ()
-        self.owners = self._ownership()
-        self._add(
+        # Nobody of this workspace meant or wrote what is repeated: nothing is looked back at.
+        self.course.add(
             Finding(Reason.OTHER_REVISION, f"run {self.original.run} is repeated"),
             Finding(Reason.WORKSPACE_NOT_COMPARED),
         )
