@@ -312,10 +312,6 @@ class Experiment:
         if not self._may_start():
             return
         if self.devices.waited:
-            # Meanwhile the image was nobody's.
-            self.kept.enter_context(keeping(self.places))
-            loading = load(sealed.image, engine.client, progress=self.listener)
-        if self.devices.waited:
             # For hours, perhaps: sealrun gc was free to clear up meanwhile.
             self.kept.enter_context(keeping(self.places))
             sealed = self._image(engine)
