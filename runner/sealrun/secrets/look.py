@@ -113,6 +113,8 @@ class Looked:
 
 #: Blobs that are asked for at once (SQLite's oldest limit on variables is 999).
 _TOGETHER = 500
+#: As what is remembered of a blob without a key.
+_NOTHING = "[]"
 #: File of what was found before, in the user's cache.
 SEEN = "keys.sqlite"
 
@@ -225,8 +227,9 @@ def in_commit(tree: CommittedTree, seen: Seen, seconds: float | None = None) -> 
                 continue
             answer = new[entry.oid] = _of_blob(tree, entry)
         read += entry.size
-        place = entry.path.decode("utf-8", "backslashreplace")
-        found += [Found(place, Key(*row)) for row in json.loads(answer)]
+        if answer != _NOTHING:
+            place = entry.path.decode("utf-8", "backslashreplace")
+            found += [Found(place, Key(*row)) for row in json.loads(answer)]
     looked = Looked(what, tuple(found[:FOUND]), read, size, left)
     if not left:
         new[identity] = json.dumps(
@@ -243,7 +246,7 @@ def _found(known: str) -> tuple[Found, ...]:
 
 def _of_blob(tree: CommittedTree, entry: Entry) -> str:
     if entry.mode == SYMLINK:
-        return "[]"
+        return _NOTHING
     content = tree.read(entry)
     rows: list[tuple[str, int, str]] = []
     for start, part in _parts(content):
