@@ -402,14 +402,19 @@ def test_a_torn_log_is_uploaded_to_where_it_is_whole() -> None:
     assert b'"aborted"' in kept[-1]
 
 
-def test_a_key_in_the_config_is_noticed() -> None:
-    """A value of the config that is a key by its name or its form is named, never shown."""
+def test_a_key_in_the_config_or_the_console_is_noticed() -> None:
+    """A value of the config that is a key by its name or its form is named, and so is a printed one."""
     put = wandb_log._put
     item = put(1, b"openai_api_key") + put(16, b'"sk-' + b"aB3dE5fG7h" * 4 + b'"')
     nested = put(2, b"env") + put(2, b"HF_TOKEN") + put(16, b'"hf_' + b"aBcDeFgHiJ" * 3 + b'kLmN"')
     run = put(17, put(1, b"abc") + put(4, put(1, item)))
-    sifted, _ = _sift(_log(run, put(5, put(1, nested))))
-    assert [name for name, _ in sifted.keys] == ["openai_api_key", "env.HF_TOKEN"]
+    printed = put(13, put(2, b"logged in with gsk_" + b"aB3dE5fG7h" * 5 + b"xY\n"))
+    sifted, _ = _sift(_log(run, put(5, put(1, nested)), put(13, put(2, b"step 1\n")), printed))
+    assert [name for name, _ in sifted.keys] == [
+        "config openai_api_key",
+        "config env.HF_TOKEN",
+        "printed or called with",
+    ]
     assert all("aB3" not in key.words() for _, key in sifted.keys)
 
 

@@ -137,7 +137,7 @@ def _copied(
         except Missing as error:
             left_out.append((path, str(error)))
     looked = in_files((directory / "files",), directory, None)
-    config = (Found(f"config {place}", key, lined=False) for place, key in sifted.keys)
+    in_log = (Found(f"its log, {place},", key, lined=False) for place, key in sifted.keys)
     return Logged(
         name=name,
         project=sifted.project,
@@ -146,7 +146,7 @@ def _copied(
         files=count,
         size=size,
         left_out=tuple(left_out),
-        keys=(*config, *looked.found),
+        keys=(*in_log, *looked.found),
     )
 
 

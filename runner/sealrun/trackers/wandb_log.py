@@ -19,7 +19,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from sealrun.secrets import Key, variable
+from sealrun.secrets import Key, keys, variable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -35,6 +35,10 @@ _NUMBER, _CONFIG, _SUMMARY, _FILES, _RUN, _EXIT = 1, 5, 3, 6, 17, 18
 #: history, summary, output, config, files, statistics, telemetry, metric, output; run, exit, final;
 #: header, footer, preemption, environment, output.
 _KEPT = {2, 3, 4, 5, 6, 7, 11, 12, 13, 17, 18, 20, 21, 22, 23, 26, 27}
+#: Of these the console, and the machine with the command's arguments.
+_PRINTED = {4, 13, 26}
+#: Bytes of them that are looked at for keys.
+_SAID = 4 << 20
 #: No kinds: number, control, identity, and the client's own notes.
 _BESIDE = {1, 16, 19, 200}
 _LEFT_OUT = {8: "artifact", 9: "TensorBoard directory", 10: "alert", 25: "use of an artifact"}
@@ -74,7 +78,7 @@ class Sifted:
     Attributes:
         name: the run's id in the tracker.
         left_out: kinds of records that are not in the copy, with their number.
-        keys: of the config, what looks like one.
+        keys: of config, console and arguments, what looks like one, with where it stands.
         cut: why the end is missing, where it is: an experiment that was killed leaves such logs.
     """
 
@@ -84,6 +88,22 @@ class Sifted:
     left_out: Counter[str] = field(default_factory=Counter[str])
     keys: list[tuple[str, Key]] = field(default_factory=list[tuple[str, Key]])
     cut: str | None = None
+
+
+class _Said:
+    """What the experiment printed and was called with, up to a bound, to look for keys in it."""
+
+    def __init__(self) -> None:
+        self._text = bytearray()
+
+    def take(self, kind: int, content: bytes) -> None:
+        if kind in _PRINTED and len(self._text) < _SAID:
+            # The framing of protobuf is no text; what stands in it is, and ends its line.
+            self._text += content.replace(b"\0", b" ") + b"\n"
+
+    def keys(self) -> Iterator[tuple[str, Key]]:
+        for key in keys(bytes(self._text)):
+            yield "printed or called with", key
 
 
 def sift(source: Source, sink: Sink, facts: Mapping[str, object], tags: Sequence[str]) -> Sifted:
@@ -98,7 +118,7 @@ def sift(source: Source, sink: Sink, facts: Mapping[str, object], tags: Sequence
     Raises:
         Malformed: it does not begin like such a log.
     """
-    sifted, writer = Sifted(), _Writer(sink)
+    sifted, writer, printed = Sifted(), _Writer(sink), _Said()
     ours, said = list(_said(facts)), False
     records = _records(source)
     for record in records:
@@ -120,10 +140,12 @@ def sift(source: Source, sink: Sink, facts: Mapping[str, object], tags: Sequence
         if said and kind in (_CONFIG, _SUMMARY, _RUN):
             sifted.left_out["record after the end"] += 1
             continue
+        printed.take(kind, content)
         writer.write(content)
     if not said:
         for one in ours:
             writer.write(one)
+    sifted.keys += printed.keys()
     return sifted
 
 
@@ -187,7 +209,7 @@ def _look_for_keys(content: bytes, sifted: Sifted) -> None:
         value = _text(_first(item, _VALUE)).strip('"')
         key = variable(names[-1], value) if names else None
         if key is not None:
-            sifted.keys.append((".".join(names), key))
+            sifted.keys.append((f"config {'.'.join(names)}", key))
 
 
 def _stays_below(path: str) -> bool:
