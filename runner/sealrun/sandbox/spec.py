@@ -169,6 +169,9 @@ def specification(
             for mount in all_mounts
         ],
     }
+    if request.network == "none":
+        # Without a network no engine lists the name, and torchrun meets its ranks under it.
+        host["ExtraHosts"] = [f"{HOSTNAME}:127.0.0.1"]
     if limits.memory is not None:
         # Equal: no swap. A swapping experiment measures the disk.
         host |= {"Memory": limits.memory, "MemorySwap": limits.memory}
