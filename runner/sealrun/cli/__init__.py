@@ -37,7 +37,7 @@ _EXPERIMENT: dict[str, Any] = {"allow_interspersed_args": False}
 COMMANDS: dict[str, dict[str, Any]] = {
     "init": {},
     "run": {"context_settings": _EXPERIMENT},
-    "warm": {},
+    "warm": {"context_settings": _EXPERIMENT},
     "gc": {},
     "ps": {},
     "logs": {},

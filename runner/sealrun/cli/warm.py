@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sealrun.cli import console
-from sealrun.errors import Status
+from sealrun.errors import Refused, Status
 
 if TYPE_CHECKING:
     from sealrun.fetch.prepare import Fetched
     from sealrun.git import Repository
     from sealrun.image.model import SealedImage
     from sealrun.policy import EffectivePolicy
+    from sealrun.smoke import Smoke
     from sealrun.state import Places
+
+#: Lines of a command's output that are shown.
+_SHOWN = 12
 
 
 def command(
+    argv: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[COMMAND...]", help="Start this too, until the first line that it prints."
+        ),
+    ] = None,
     rev: Annotated[
         str, typer.Option("--rev", help="The commit to make ready for.", metavar="REV")
     ] = "HEAD",
@@ -25,14 +36,26 @@ def command(
         bool,
         typer.Option("--repair", help="Remove the image from the engine and load all of it again."),
     ] = False,
+    seconds: Annotated[
+        float,
+        typer.Option(
+            min=0.1, max=86400, help="How long COMMAND gets to print a line.", metavar="SECONDS"
+        ),
+    ] = 60.0,
     json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,
 ) -> int:
     """Make base and environment of a commit, load them into the engine, fetch what it names.
 
-    Runs again in a moment when all is there. Starts no experiment.
+    Says beforehand what it takes, and refuses what the disk cannot hold. Killed, it goes on where it
+    was; of two at once one does the work. Runs again in a moment when all is there.
 
-    Example:  sealrun warm
+    With a COMMAND it also starts that as a run would, sealed and verified, until it prints a line,
+    ends, or its time is over. That is no run: it is on no record and has no verdict. Where it fails,
+    the status is 125.
+
+    Example:  sealrun warm -- uv run train.py
     """
+    from sealrun.data import HashCache
     from sealrun.engine import connect
     from sealrun.fetch.prepare import prepare as fetches
     from sealrun.gc.images import note_warmed
@@ -46,6 +69,7 @@ def command(
     from sealrun.leftovers import identify
     from sealrun.policy import committed_policy
     from sealrun.secrets import SEEN, Seen, in_commit
+    from sealrun.smoke import smoke
     from sealrun.state import Places
     from sealrun.tree import Spool, read_commit
 
@@ -69,9 +93,32 @@ def command(
         sealed = seal(tree, base, environment, TreeLayers(places.trees(identity)), voice)
         note_warmed(sealed.image, places)
         loading = (reload if repair else load)(sealed.image, engine.client, progress=voice)
+        tried = None
+        if argv:
+            if not _is_approved(effective, repository, places, identity):
+                raise Refused(
+                    "the command was not started: the policy of this commit is not the approved one",
+                    hint="sealrun policy diff shows what this commit changes.",
+                )
+            cache = HashCache(places.cache / "hashes.sqlite")
+            data = cache.manifest(policy.data, Path.home(), voice)
+            tried = smoke(
+                argv,
+                seconds,
+                tree=tree,
+                policy=policy,
+                sealed=sealed,
+                loading=loading,
+                engine=engine,
+                datasets=(*data, *(one.dataset for one in fetched)),
+                places=places,
+                repository_id=identity,
+                listener=voice,
+            )
     if json:
         voice.json(
             {
+                "smoke": None if tried is None else _smoke_document(tried),
                 "commit": tree.commit,
                 "image_id": sealed.image.image_id,
                 "engine_image": loading.engine_image,
@@ -95,12 +142,36 @@ def command(
                 ],
             }
         )
-        return Status.OK
+        return Status.OK if tried is None or tried.well else Status.FAULT
     for one in fetched:
         _tell(one)
     if pin := pin_line(base):
         voice.say(f"  what [python] in sealrun.lock binds the interpreter by: {pin}", level=1)
     voice.say(_summary(sealed.image, tree.commit))
+    return Status.OK if tried is None else _tell_smoke(tried)
+
+
+def _smoke_document(tried: Smoke) -> dict[str, object]:
+    return {"line": tried.line, "exit_status": tried.exit_status, "seconds": tried.seconds}
+
+
+def _tell_smoke(tried: Smoke) -> Status:
+    voice = console.current()
+    for line in tried.output.rstrip("\n").split("\n")[-_SHOWN:]:
+        voice.say(f"  | {line}")
+    if not tried.well:
+        voice.say(
+            f"error: the command ended with status {tried.exit_status} after {tried.seconds:.1f} s",
+            level=-1,
+        )
+        voice.say("hint: a run would end like this too; see its last lines above.", level=-1)
+        return Status.FAULT
+    if tried.exit_status == 0:
+        voice.say(f"it ended by itself after {tried.seconds:.1f} s")
+    elif tried.line is None:
+        voice.say(f"it printed no line within {tried.seconds:.0f} s and was ended")
+    else:
+        voice.say(f"it printed its first line after {tried.seconds:.1f} s and was ended")
     return Status.OK
 
 

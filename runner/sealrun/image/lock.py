@@ -139,6 +139,7 @@ class Wheel:
         url: where the lock says it is; None where ``path`` is given.
         path: in the commit, relative to the lock's directory.
         source: it is a source distribution, to be built first.
+        size: bytes of the file, where the lock says so.
     """
 
     name: str
@@ -148,6 +149,7 @@ class Wheel:
     url: str | None = None
     path: str | None = None
     source: bool = False
+    size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -307,6 +309,7 @@ def _file(item: Mapping[str, Any], name: str, version: str, *, source: bool = Fa
         None if path else str(url),
         str(path) if path else None,
         source or not filename.endswith(".whl"),
+        size if isinstance(size := item.get("size"), int) and size > 0 else None,
     )
 
 

@@ -3,7 +3,7 @@
 Rules that this module keeps:
 
 - A layer is named by its ``diff_id``: the sha256 of its *uncompressed* tar (OCI image
-  specification, "Layer DiffID"). We keep layers uncompressed, so a layer's file name is its digest.
+  specification, "Layer DiffID"), however it is kept.
 - An image is base layers + environment layer + tree layer, in this order; its ``image_id`` is the
   sha256 of its config, whatever an engine calls it.
 - Nothing here does IO.
@@ -36,7 +36,7 @@ class Layer:
     Attributes:
         diff_id: ``sha256:`` and 64 hexadecimal digits.
         size: bytes of the uncompressed tar.
-        path: the tar, in the content-addressed store.
+        path: the tar in the content-addressed store, which may be compressed (``store.open_layer``).
     """
 
     diff_id: str

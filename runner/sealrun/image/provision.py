@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sealrun.errors import EnvironmentFault, SealRefused
-from sealrun.image import build, index, install, local, lock, normal, tool
+from sealrun.image import build, estimate, index, install, local, lock, normal, tool
 from sealrun.image.base import alone
 from sealrun.image.environment import (
     LAYOUT,
@@ -181,12 +181,18 @@ class _Making:
                 *("--python", sys.executable, "--python-version", chosen.target.python),
                 *("--python-platform", chosen.target.uv_platform, "--only-binary", ":all:"),
             ]
+        env = install.uv_environment(self.scratch / "uv")
+        apart = self.scratch / "resolving"
+        if env.get("UV_FIND_LINKS"):
+            # A local wheel is unpacked whole to be asked what it needs, and once more to be
+            # installed: not both at once.
+            env["UV_CACHE_DIR"] = str(apart)
         try:
             tool.run_tool(
                 [install.uv_command(), "--quiet", *asked, "--no-header", *index.options()],
                 task=self.task,
                 what=f"resolving {source}",
-                env=install.uv_environment(self.scratch / "uv"),
+                env=env,
                 cwd=committed,
                 hint="Check that the package index can be reached (pip's and uv's own settings are "
                 "used), then try again.",
@@ -195,6 +201,8 @@ class _Making:
             if chosen.build and _needs_build(failure):
                 return self._bench().resolve(chosen.files, chosen.directory, name, self.task)
             raise _unresolvable(source, failure) or failure from failure
+        finally:
+            shutil.rmtree(apart, ignore_errors=True)
         return out.read_text("utf-8")
 
     def _bench(self) -> build.Workbench:
@@ -238,7 +246,11 @@ class _Making:
             built = self._bench().build(sources, committed, scratch / "built", self.task)
             wheels = sorted([*wheels, *built], key=lambda wheel: wheel.name)
         if wheels:
-            prefix = install.install(wheels, target, committed, scratch, self.task)
+            needed = estimate.estimate(wheels, committed, install.uv_environment(scratch / "uv"))
+            what = f"the environment of {self.chosen.source}"
+            estimate.require_room(needed, scratch, what)
+            with estimate.shown(needed, scratch, self.progress):
+                prefix = install.install(wheels, target, committed, scratch, self.task)
             found += install.members(prefix, target)
         self.task.describe("writing the layer")
         return normal.write_layer({m.path: m for m in found}, self.records.layers)

@@ -6,12 +6,14 @@ Rules that this module keeps:
   error; control characters are escaped, because package names and indexes are not ours.
 - A tool gets the environment that its caller built, never the whole of ours.
 - The tool ends when its caller is interrupted, and so does what it started; it gets a while to
-  clear up behind itself (mmdebstrap has mounts and an unpacked root).
+  clear up behind itself (mmdebstrap has mounts and an unpacked root). It ends when its caller is
+  killed too: the next try must not meet it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
@@ -40,6 +42,7 @@ LAST_LINES = 12
 _LONGEST_LINE = 400
 #: Seconds that an interrupted tool gets to clear up.
 _PATIENCE = 10.0
+_LIBC = ctypes.CDLL(None)
 #: What every tool may see of our environment: where programs, temporary files and proxies are.
 _PASSED = ("PATH", "HOME", "TMPDIR", "USER", "LOGNAME")
 _PROXIES = ("http_proxy", "https_proxy", "no_proxy", "all_proxy")
@@ -102,6 +105,7 @@ def run_tool(
             umask=0o022,
             # A group of its own, so that its children can be ended with it.
             start_new_session=True,
+            preexec_fn=_end_with_us,  # noqa: PLW1509 - one system call; nothing else runs beside it
             text=True,
             encoding="utf-8",
             errors="backslashreplace",
@@ -128,6 +132,12 @@ def run_tool(
             hint=hint,
         )
     return tuple(last)
+
+
+def _end_with_us() -> None:
+    """Have the kernel end this process when the one that started it dies, however it dies."""
+    # prctl(2): PR_SET_PDEATHSIG is 1. SIGTERM: mmdebstrap has mounts to clear up.
+    _LIBC.prctl(1, signal.SIGTERM, 0, 0, 0)
 
 
 def _end(process: subprocess.Popen[str]) -> None:

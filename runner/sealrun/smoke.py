@@ -1,0 +1,212 @@
+"""One look at the real command before the loop starts: sealed as a run is, and no run.
+
+Rules that this module keeps:
+
+- The container is the one that a run would get: the same image, mounts, limits and system calls,
+  verified before its gate opens. What is verified for the first time now need not be in the run.
+- It is nobody's experiment: it has no verdict and no metric, approves nothing, and no line of the
+  record tells of it. What it leaves is removed with it.
+- It ends soon after the first line that it prints, after its time, or by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sealrun import leftovers
+from sealrun.errors import SandboxError
+from sealrun.ledger import new_ulid
+from sealrun.request import request_for
+from sealrun.sandbox.check import ContainerCheck
+from sealrun.sandbox.contents import Witnesses
+from sealrun.sandbox.docker import DockerSandbox, default_owner
+from sealrun.state import private
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from sealrun.data import Dataset
+    from sealrun.engine import Engine
+    from sealrun.image.model import Loading
+    from sealrun.image.seal import Sealed
+    from sealrun.policy import Policy
+    from sealrun.progress import Listener
+    from sealrun.sandbox.protocol import Container
+    from sealrun.state import Places
+    from sealrun.tree import CommittedTree
+
+#: Seconds between SIGTERM and SIGKILL; there is nothing to save.
+_GRACE = 1.0
+#: Seconds after its first line in which a command may still end by itself.
+_SETTLED = 2.0
+#: Bytes of output that are kept for the message.
+_KEPT = 1 << 16
+
+
+@dataclass(frozen=True)
+class Smoke:
+    """How far a command came.
+
+    Attributes:
+        line: the first that it printed, without its end; None where it printed none.
+        output: what it printed until it was over, as far as it was kept.
+        exit_status: of the command, where it ended by itself; 126 and 127 as in a shell.
+        seconds: until then.
+    """
+
+    line: str | None
+    output: str
+    exit_status: int | None
+    seconds: float
+
+    @property
+    def well(self) -> bool:
+        """Whether it printed a line or did not fail."""
+        return self.exit_status in (None, 0)
+
+
+def smoke(  # noqa: PLR0913 - everything that decides how an experiment runs
+    argv: Sequence[str],
+    patience: float,
+    *,
+    tree: CommittedTree,
+    policy: Policy,
+    sealed: Sealed,
+    loading: Loading,
+    engine: Engine,
+    datasets: Sequence[Dataset],
+    places: Places,
+    repository_id: str,
+    listener: Listener,
+) -> Smoke:
+    """Start a command, wait for its first line, end it.
+
+    Args:
+        patience: seconds that it gets to print one.
+
+    Raises:
+        SandboxError: the container is not what was asked for.
+        EngineError: the engine failed.
+    """
+    name = new_ulid()
+    directory = places.run(repository_id, name)
+    scratch = Path(tempfile.mkdtemp(dir=private(places.cache / "scratch"), prefix="smoke-"))
+    owner = default_owner(places.repository(repository_id))
+    try:
+        with contextlib.ExitStack() as stack:
+            # The lock by which others see that the container is somebody's.
+            stack.enter_context(leftovers.lock(directory))
+            access = None
+            if policy.sandbox.gpus != "none":
+                from sealrun.devices.assign import assigned
+
+                access = stack.enter_context(assigned(engine, name, listener, _nothing)).access
+            request = request_for(
+                run_id=name,
+                repository_id=repository_id,
+                argv=argv,
+                tree=tree,
+                policy=policy,
+                image=sealed.image,
+                loading=loading,
+                datasets=datasets,
+                out=private(scratch / "out"),
+                places=places,
+                join_stderr=True,
+                devices=access,
+            )
+            sandbox = DockerSandbox(engine.client, engine.mapping.translate, owner=owner)
+            container = sandbox.create(request)
+            stack.callback(container.remove)
+            if container.command != "ready":
+                status = 127 if container.command == "not-found" else 126
+                return Smoke(None, f"{argv[0]}: {container.command}", status, 0.0)
+            check = ContainerCheck(
+                container,
+                sealed.image,
+                sealed.manifest,
+                [dataset.target for dataset in datasets],
+                Witnesses(places.bases, engine.id),
+            )
+            stack.enter_context(contextlib.closing(check))
+            _verify(container, check, listener)
+            return _first_line(container, patience, scratch / "log", policy.limits.log)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _verify(container: Container, check: ContainerCheck, listener: Listener) -> None:
+    problems = container.effective().problems
+    if problems:
+        raise SandboxError(
+            f"the container is not what was asked for: {'; '.join(problems)}",
+            hint="Nothing was run. sealrun doctor shows what this engine can enforce.",
+        )
+    found = check.before(listener)
+    if found:
+        raise SandboxError(
+            "the engine shows other files than were sealed: "
+            + ", ".join(f"{one.path} is {one.what}" for one in found[:5]),
+            hint="sealrun warm --repair loads the image anew.",
+        )
+
+
+def _first_line(container: Container, patience: float, log: Path, limit: int) -> Smoke:
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    told, over = threading.Event(), threading.Event()
+    kept = bytearray()
+
+    def read() -> None:
+        while piece := os.read(reading, _KEPT):
+            if len(kept) < _KEPT:
+                kept.extend(piece[: _KEPT - len(kept)])
+            if b"\n" in piece:
+                told.set()
+
+    def end() -> None:
+        began = time.monotonic()
+        while not told.wait(0.05):
+            if over.is_set() or time.monotonic() - began > patience:
+                break
+        # The first line of a traceback is no sign of life: what ends at once is seen ending.
+        if not over.wait(_SETTLED):
+            stopped.set()
+            container.stop(_GRACE)
+
+    stopped = threading.Event()
+    began = time.monotonic()
+    container.open_gate()
+    threads = [_started(read), _started(end)]
+    try:
+        container.pump(writing, writing, log, limit)
+        over.set()
+        ended = container.finish()
+    finally:
+        over.set()
+        os.close(writing)
+        for thread in threads:
+            thread.join()
+        os.close(reading)
+    text = kept.decode("utf-8", "replace")
+    status = None if stopped.is_set() else ended.exit_status
+    line = text.split("\n", 1)[0] if "\n" in text else None
+    return Smoke(line, text, status, time.monotonic() - began)
+
+
+def _nothing() -> None:
+    """Let go of nothing while others have the GPUs: warm is still at work."""
+
+
+def _started(target: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=target, daemon=True)
+    thread.start()
+    return thread
