@@ -283,6 +283,16 @@ def test_two_sparse_gigabytes_are_looked_at_in_parts(tmp_path: Path) -> None:
     assert "1 files in part" in looked.sentence
 
 
+def test_a_look_at_more_files_than_time_allows_ends_and_says_so(tmp_path: Path) -> None:
+    """When the time is over nothing more is opened, and the words say that more is there."""
+    for number in range(5):
+        (tmp_path / f"{number}.txt").write_text(MADE["Groq key"])
+    looked = in_files((tmp_path,), tmp_path, seconds=-1)
+    assert (looked.found, looked.read, looked.stopped) == ((), 0, True)
+    assert "more that were not counted" in looked.sentence
+    assert not in_files((tmp_path,), tmp_path, seconds=30).stopped
+
+
 @pytest.mark.parametrize(
     ("mounted", "files", "named"),
     [

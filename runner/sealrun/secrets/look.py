@@ -80,6 +80,7 @@ class Looked:
         found: at most ``FOUND``.
         read: bytes that were looked at, of ``size``.
         left: files that were not looked at, or in part.
+        stopped: there are more, which were not even counted.
     """
 
     what: str
@@ -87,6 +88,7 @@ class Looked:
     read: int = 0
     size: int = 0
     left: int = 0
+    stopped: bool = False
 
     def findings(self) -> Iterator[Finding]:
         """Yield a note for each key."""
@@ -108,6 +110,8 @@ class Looked:
             words += f": {self.read} of {self.size} bytes"
         if self.left:
             words += f", {self.left} files in part or not at all"
+        if self.stopped:
+            words += ", and more that were not counted"
         return f"{words}; found {len(self.found)}"
 
 
@@ -304,18 +308,20 @@ def in_files(places: Sequence[Path], below: Path, seconds: float | None = None) 
     until = None if seconds is None else time.monotonic() + seconds
     found: list[Found] = []
     read = size = left = 0
+    stopped = False
     for number, path in enumerate(_files(places)):
         shown = os.path.relpath(path, below)
         opened = _open(path)
         if opened is None:
             continue
         with os.fdopen(opened, "rb") as file:
-            whole = os.fstat(opened).st_size
-            size += whole
             late = until is not None and time.monotonic() > until
             if late or number >= FILES or len(found) >= FOUND:
-                left += 1
-                continue
+                # Nor counted: a run may leave millions.
+                stopped = True
+                break
+            whole = os.fstat(opened).st_size
+            size += whole
             try:
                 some, more = _in_file(file.fileno(), whole, shown)
             except OSError:
@@ -324,7 +330,7 @@ def in_files(places: Sequence[Path], below: Path, seconds: float | None = None) 
         found += more
         read += some
         left += some < whole
-    return Looked("what the run left", tuple(found[:FOUND]), read, size, left)
+    return Looked("what the run left", tuple(found[:FOUND]), read, size, left, stopped)
 
 
 def _files(places: Iterable[Path]) -> Iterator[str]:
