@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import sqlite3
 import subprocess
@@ -29,9 +30,11 @@ from sealrun.state import Places
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
+    from types import ModuleType
 
     from _git import Repo
 
+DOCS = Path(__file__).parent.parent / "docs"
 HERE = Surroundings(kernel="Linux", wsl=None, container=None, root=True)
 ENGINE = Engine(
     id="E",
@@ -333,3 +336,43 @@ def test_state_on_a_network_file_system_has_no_write_ahead_log(repo: Repo, tmp_p
         assert not list(ledger.parent.glob("ledger.sqlite-wal"))
         with contextlib.closing(sqlite3.connect(ledger)) as connection:
             assert connection.execute("PRAGMA journal_mode").fetchone() == ("delete",)
+
+
+# -- a stranger's first hour ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def stranger() -> ModuleType:
+    """The script that makes the page about a stranger's first hour."""
+    spec = importlib.util.spec_from_file_location("stranger", DOCS / "_stranger.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_stranger_types_what_the_readme_says(stranger: ModuleType) -> None:
+    """Every command of the README's section is typed, in its order, and stands on the page."""
+    said = stranger.commands((DOCS.parent / "README.md").read_text("utf-8"))
+    page = (DOCS / "explanation" / "stranger.md").read_text("utf-8")
+    typed = [line[2:] for line in page.splitlines() if line.startswith("# ")][1:]
+    found = [command for command in typed if command in said]
+    assert [c for c in said if c != "sealrun show RUN"] == found[: len(said) - 1]
+    assert any(command.startswith("sealrun show ") for command in typed)
+    assert "(exit status 121)" in page
+
+
+def test_commands_of_a_readme_come_without_their_comments(stranger: ModuleType) -> None:
+    """The section's indented lines are the commands; what follows a hash is for the reader."""
+    readme = "## Install and start\n\nSay:\n\n    one -x    # once\n    two '#1'\n\n## Next\n\n    three\n"
+    assert stranger.commands(readme) == ["one -x", "two '#1'"]
+
+
+def test_a_long_output_loses_its_middle_visibly(stranger: ModuleType) -> None:
+    """What fits on a screen is whole; what does not says how many lines are left out."""
+    short = "\n".join(map(str, range(24)))
+    assert stranger.shortened(short) == short
+    lines = stranger.shortened("\n".join(map(str, range(100)))).splitlines()
+    assert lines == ["0", "1", "[… 94 lines …]", "96", "97", "98", "99"]
