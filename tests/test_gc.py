@@ -454,7 +454,7 @@ def test_after_gc_every_row_of_a_night_can_be_reproduced(cli: Cli, repo: Repo) -
 
 def _abort(cli: Cli, repo: Repo) -> None:
     """Interfere with a run through the engine, which aborts it."""
-    repo.commit({"train.py": "import time\nprint('up', flush=True)\ntime.sleep(20)\n"}, "long")
+    repo.commit({"train.py": "import time\nprint('up', flush=True)\ntime.sleep(10)\n"}, "long")
     running = cli.start("run", "--", "python3", "train.py")
     assert running.stdout is not None
     assert running.stdout.readline() == b"up\n"
