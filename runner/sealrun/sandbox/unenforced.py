@@ -25,8 +25,8 @@ def without_unenforced(
 ) -> dict[str, Any]:
     """Return an engine's record of a container, without its word on a limit that it dropped.
 
-    Docker Engine from 23 on takes a limit of processes away where it has no controller for it, older ones
-    keep the number and do nothing about it. Both read the same afterwards.
+    Docker Engine 26.1 takes a limit of processes away where it has no controller for it, 20.10 keeps
+    the number and does nothing about it. Both read the same afterwards.
 
     Args:
         inspection: the engine's record.
