@@ -1,22 +1,30 @@
-"""Starts a process of ours that nobody waits for.
+"""Processes of ours that nobody waits for: their start, their life, and whether one lives.
 
 Rules that this module keeps:
 
-- It has no terminal, no process group and no descriptor of the caller's; its working directory is
+- Such a process has no terminal, no process group and no descriptor of the caller's; its working directory is
   ``/``, and what it says goes to a log that is begun anew when it is large.
 - Of the environment it gets what finds its user's files, and the variables that it was promised.
 - It runs isolated Python: nothing of the workspace or of the caller's environment is imported.
+- Of those that do one thing there is one: it holds a lock for its life, and the kernel gives the lock
+  back however it dies.
+- Whatever goes wrong ends it with a line in its log.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
+import signal
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING
 
+from sealrun.errors import SealrunError
+
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Callable, Container
     from pathlib import Path
 
 #: Bytes of a log.
@@ -58,3 +66,58 @@ def start(module: str, *arguments: Path, log: Path, variables: Container[str], p
         )
     finally:
         os.close(descriptor)
+
+
+def live(work: Callable[[], None], what: str) -> int:
+    """Do such a process's work; return its exit status.
+
+    Args:
+        work: all that it is for.
+        what: it is called in its log: ``the sender``.
+    """
+    # A terminal that closes is no reason to end.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        work()
+    except (OSError, SealrunError) as error:
+        moment = time.strftime("%Y-%m-%d %H:%M:%S")
+        sys.stderr.write(f"{moment} {what} ended: {error}\n")
+        return 1
+    return 0
+
+
+def become(lock: Path) -> int | None:
+    """Return the descriptor that makes this process the one that holds a lock; None: there is one.
+
+    Raises:
+        OSError: the lock's file cannot be opened or made.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    descriptor = os.open(lock, flags, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        if isinstance(error, BlockingIOError):
+            return None
+        raise
+    return descriptor
+
+
+def lives(lock: Path) -> bool:
+    """Tell whether a process holds such a lock.
+
+    Raises:
+        OSError: the lock's file is there and cannot be opened.
+    """
+    try:
+        descriptor = os.open(lock, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False

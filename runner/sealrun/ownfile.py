@@ -9,6 +9,7 @@ Rules that this module keeps:
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from sealrun.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Generator, Iterable, Mapping
 
     from pydantic import ValidationError
 
@@ -162,6 +163,23 @@ def secret(section: object, name: str, environment: Mapping[str, str]) -> str | 
     if not found.text.strip():
         raise UsageError(f"{place} is empty", hint=f"It has to hold the {name}.")
     return found.text.strip()
+
+
+@contextlib.contextmanager
+def faults_as(kind: type[UsageError], hint: str) -> Generator[None]:
+    """Let what is wrong with a user's file be an error of the part that the file is for.
+
+    Args:
+        kind: the error of that part.
+        hint: what to do where nothing better is known.
+
+    Raises:
+        UsageError: of that kind.
+    """
+    try:
+        yield
+    except UsageError as error:
+        raise kind(error.message, hint=error.hint or hint) from error
 
 
 def line_of(text: str, place: list[str]) -> int | None:

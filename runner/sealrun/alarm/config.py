@@ -13,32 +13,25 @@ Rules that this module keeps:
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    SecretStr,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
 
 from sealrun import ownfile
 from sealrun.alarm.bodies import FACILITIES
 from sealrun.alarm.notice import Kind
 from sealrun.alarm.schedule import Limit
 from sealrun.errors import UsageError
+from sealrun.ownsection import Absolute, Name, Section, Variable, require_source
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
+
+    from pydantic import BaseModel
 
 _HINT = "docs: how-to guides, Be told. sealrun alarm show checks the file."
 _UNITS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
@@ -55,20 +48,10 @@ def _duration(value: object) -> object:
     return value
 
 
-def _home(value: object) -> object:
-    return os.path.expanduser(value) if isinstance(value, str) else value  # noqa: PTH111 - Path.expanduser raises where there is no home
-
-
 Seconds = Annotated[float, BeforeValidator(_duration), Field(gt=0, le=30 * 86400)]
-Absolute = Annotated[str, BeforeValidator(_home), Field(pattern=r"^/", max_length=4096)]
-Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=200)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-
-
-class Sending(_Section):
+class Sending(Section):
     """``[sending]``: how patiently, and how much at once."""
 
     messages: int = Field(
@@ -86,7 +69,7 @@ class Sending(_Section):
     give_up: Seconds = Field(default=86400.0, description="after which a notice is given up")
 
 
-class _Channel(_Section):
+class _Channel(Section):
     kinds: tuple[Kind, ...] = Field(
         default=(Kind.PAGE, Kind.ABORTED, Kind.FAULT, Kind.REFUSED, Kind.FLAGGED, Kind.ALERT),
         description="what this channel is told",
@@ -121,8 +104,8 @@ class Webhook(_Channel):
 
     @model_validator(mode="after")
     def _one_source(self) -> Webhook:
-        _exactly_one(self, "url", at_least=1)
-        _exactly_one(self, "token", at_least=0)
+        require_source(self, "url", needed=True)
+        require_source(self, "token", needed=False)
         return self
 
 
@@ -164,27 +147,18 @@ class Apprise(_Channel):
 
     @model_validator(mode="after")
     def _one_source(self) -> Apprise:
-        _exactly_one(self, "url", at_least=1)
+        require_source(self, "url", needed=True)
         return self
 
 
 Channel = Annotated[Webhook | File | Syslog | Apprise, Field(discriminator="type")]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=40)]
 
 
-class Settings(_Section):
+class Settings(Section):
     """The whole file."""
 
     sending: Sending = Field(default_factory=Sending)
     channel: dict[Name, Channel] = Field(default_factory=dict)
-
-
-def _exactly_one(section: Webhook | Apprise, name: str, *, at_least: int) -> None:
-    names = (name, f"{name}_file", f"{name}_env")
-    given = [one for one in names if getattr(section, one) is not None]
-    if len(given) > 1 or len(given) < at_least:
-        wish = "exactly one" if at_least else "at most one"
-        raise ValueError(f"give {wish} of {', '.join(names)}")
 
 
 @dataclass(frozen=True)
@@ -231,7 +205,7 @@ def read(file: Path) -> tuple[Told, ...]:
     Raises:
         AlarmError: it cannot be read, is not private, or does not validate.
     """
-    with _as_alarm():
+    with ownfile.faults_as(AlarmError, _HINT):
         found = ownfile.read(file, "the alarm's configuration")
         if found is None:
             return ()
@@ -257,17 +231,8 @@ def secret(channel: Webhook | Apprise, name: str, environment: Mapping[str, str]
     Raises:
         AlarmError: it is kept somewhere where it is not, or where others can read it.
     """
-    with _as_alarm():
+    with ownfile.faults_as(AlarmError, _HINT):
         return ownfile.secret(channel, name, environment)
-
-
-@contextlib.contextmanager
-def _as_alarm() -> Generator[None]:
-    """Let what is wrong with the user's files be wrong with the alarm."""
-    try:
-        yield
-    except UsageError as error:
-        raise AlarmError(error.message, hint=error.hint or _HINT) from error
 
 
 def address(channel: Webhook, environment: Mapping[str, str]) -> str:

@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
-import stat
 import time
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from sealrun import detached, smallfile
 from sealrun.alarm import notice as notices
 from sealrun.alarm.notice import Kind
 from sealrun.state import private
@@ -35,8 +34,6 @@ if TYPE_CHECKING:
 ROOM = 1000
 #: Seconds to wait for another process's lock.
 PATIENCE = 1.0
-#: Bytes of one of our files.
-_LARGEST = 1 << 20
 #: Messages of which a channel remembers when they were sent.
 _SENT = 1000
 _ENDING = ".json"
@@ -130,7 +127,7 @@ class Spool:
             name: its id.
         """
         file = self._files / f"{name}{_ENDING}"
-        one = _waiting(_load(file))
+        one = _waiting(smallfile.read(file))
         if one is None or one.notice.id != name:
             file.unlink(missing_ok=True)
             return None
@@ -155,7 +152,7 @@ class Spool:
             "repeated": sorted(waiting.repeated),
             "rejected": waiting.rejected,
         }
-        _replace(self._files / f"{waiting.notice.id}{_ENDING}", content)
+        smallfile.write(self._files / f"{waiting.notice.id}{_ENDING}", content)
 
     @staticmethod
     def _remove_draft(file: Path) -> None:
@@ -167,7 +164,7 @@ class Spool:
 
     def states(self) -> dict[str, State]:
         """Return what is known of each channel by name."""
-        found = _load(self.directory / _STATES)
+        found = smallfile.read(self.directory / _STATES)
         return {
             name: state
             for name, value in (found.items() if isinstance(found, dict) else ())
@@ -183,7 +180,7 @@ class Spool:
         with self._exclusive():
             states = self.states()
             states[name] = state = into(states.get(name, State()))
-            _replace(self.directory / _STATES, {n: asdict(s) for n, s in states.items()})
+            smallfile.write(self.directory / _STATES, {n: asdict(s) for n, s in states.items()})
         return state
 
     def forget(self, but: set[str]) -> None:
@@ -192,13 +189,13 @@ class Spool:
             return
         with self._exclusive():
             kept = {name: asdict(s) for name, s in self.states().items() if name in but}
-            _replace(self.directory / _STATES, kept)
+            smallfile.write(self.directory / _STATES, kept)
 
     # -- what pages --------------------------------------------------------------------------------
 
     def tallies(self) -> object:
         """Return what is remembered for paging, as it was written."""
-        return _load(self.directory / _TALLIES)
+        return smallfile.read(self.directory / _TALLIES)
 
     @contextlib.contextmanager
     def counting(self) -> Generator[Callable[[Mapping[str, Any]], None]]:
@@ -208,33 +205,17 @@ class Spool:
             OSError: another process holds it, or it cannot be written.
         """
         with self._exclusive():
-            yield lambda content: _replace(self.directory / _TALLIES, dict(content))
+            yield lambda content: smallfile.write(self.directory / _TALLIES, dict(content))
 
     # -- locks -------------------------------------------------------------------------------------
 
     def become_sender(self) -> int | None:
         """Return the descriptor that makes this process the sender; None when there is one."""
-        descriptor = os.open(self.directory / _SENDER, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(descriptor)
-            return None
-        return descriptor
+        return detached.become(self.directory / _SENDER)
 
     def has_sender(self) -> bool:
         """Tell whether a process delivers notices."""
-        try:
-            descriptor = os.open(self.directory / _SENDER, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(descriptor)
-        return False
+        return detached.lives(self.directory / _SENDER)
 
     @contextlib.contextmanager
     def _exclusive(self) -> Generator[None]:
@@ -253,37 +234,6 @@ class Spool:
             yield
         finally:
             os.close(descriptor)
-
-
-def _replace(file: Path, content: Mapping[str, Any]) -> None:
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
-        with open(os.open(draft, flags, 0o600), "w", encoding="ascii") as stream:  # noqa: PTH123 - a descriptor
-            json.dump(content, stream, ensure_ascii=True)
-            stream.flush()
-            os.fsync(stream.fileno())
-        draft.replace(file)
-    except OSError:
-        with contextlib.suppress(OSError):
-            draft.unlink()
-        raise
-
-
-def _load(file: Path) -> Any:  # noqa: ANN401 - JSON is any of these
-    """Return the JSON of a file; None where it is not there or none of ours."""
-    try:
-        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
-    except OSError:
-        return None
-    with open(descriptor, "rb") as stream:  # noqa: PTH123 - a descriptor
-        facts = os.fstat(descriptor)
-        if not stat.S_ISREG(facts.st_mode) or facts.st_size > _LARGEST:
-            return None
-        try:
-            return json.loads(stream.read(_LARGEST))
-        except (OSError, ValueError, RecursionError):
-            return None
 
 
 def _waiting(found: object) -> Waiting | None:

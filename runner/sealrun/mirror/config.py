@@ -14,30 +14,23 @@ Rules that this module keeps:
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
-import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    SecretStr,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
 
 from sealrun import ownfile
 from sealrun.errors import SealrunError, UsageError
+from sealrun.ownsection import Absolute, Name, Section, Variable, require_source
 from sealrun.policy import parse_duration, parse_size
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
+
+    from pydantic import BaseModel
 
 _HINT = (
     "docs: how-to guides, Survive the loss of the machine. sealrun mirror status checks the file."
@@ -49,22 +42,11 @@ class MirrorError(UsageError):
     """The mirror is not set up as it should be; the message names the file and the line."""
 
 
-def _home(value: object) -> object:
-    return os.path.expanduser(value) if isinstance(value, str) else value  # noqa: PTH111 - Path.expanduser raises where there is no home
-
-
 Seconds = Annotated[float, BeforeValidator(parse_duration), Field(ge=0, le=86400)]
 Bytes = Annotated[int, BeforeValidator(parse_size), Field(ge=0, le=1 << 50)]
-Absolute = Annotated[str, BeforeValidator(_home), Field(pattern=r"^/", max_length=4096)]
-Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=200)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=40)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-
-
-class Mirroring(_Section):
+class Mirroring(Section):
     """``[mirror]``: what is taken, and how soon."""
 
     settle: Seconds = Field(
@@ -79,7 +61,7 @@ class Mirroring(_Section):
     outputs: bool = Field(default=True, description="whether outputs are taken")
 
 
-class Directory(_Section):
+class Directory(Section):
     """A directory, for instance of a mounted disk."""
 
     type: Literal["directory"]
@@ -89,7 +71,7 @@ class Directory(_Section):
     )
 
 
-class GitRemote(_Section):
+class GitRemote(Section):
     """A git repository that can be pushed to."""
 
     type: Literal["git"]
@@ -111,12 +93,12 @@ class GitRemote(_Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> GitRemote:
-        _exactly_one(self, "url", at_least=1)
-        _exactly_one(self, "token", at_least=0)
+        require_source(self, "url", needed=True)
+        require_source(self, "token", needed=False)
         return self
 
 
-class Bucket(_Section):
+class Bucket(Section):
     """A bucket of S3 or of a store that speaks as S3 does: MinIO, R2, Ceph."""
 
     type: Literal["s3"]
@@ -173,7 +155,7 @@ def check_endpoint(url: str) -> None:
 Place = Annotated[Directory | GitRemote | Bucket, Field(discriminator="type")]
 
 
-class Settings(_Section):
+class Settings(Section):
     """The whole file."""
 
     mirror: Mirroring = Field(default_factory=Mirroring)
@@ -223,7 +205,7 @@ def read(file: Path) -> tuple[Mirroring, tuple[Destination, ...]]:
     Raises:
         MirrorError: it cannot be read, is not private, or does not validate.
     """
-    with _as_mirror():
+    with ownfile.faults_as(MirrorError, _HINT):
         found = ownfile.read(file, "the mirror's configuration")
         if found is None:
             return Mirroring(), ()
@@ -248,17 +230,8 @@ def secret(place: GitRemote, name: str, environment: Mapping[str, str]) -> str |
     Raises:
         MirrorError: it is kept somewhere where it is not, or where others can read it.
     """
-    with _as_mirror():
+    with ownfile.faults_as(MirrorError, _HINT):
         return ownfile.secret(place, name, environment)
-
-
-@contextlib.contextmanager
-def _as_mirror() -> Generator[None]:
-    """Let what is wrong with the user's files be wrong with the mirror."""
-    try:
-        yield
-    except UsageError as error:
-        raise MirrorError(error.message, hint=error.hint or _HINT) from error
 
 
 def bucket(url: str) -> Bucket:
@@ -390,14 +363,6 @@ def opened(
         variables[f"GIT_CONFIG_KEY_{number}"] = name
         variables[f"GIT_CONFIG_VALUE_{number}"] = value
     return Access(where.url, variables, secrets, timeout)
-
-
-def _exactly_one(section: GitRemote, name: str, *, at_least: int) -> None:
-    names = (name, f"{name}_file", f"{name}_env")
-    given = [one for one in names if getattr(section, one) is not None]
-    if len(given) > 1 or len(given) < at_least:
-        wish = "exactly one" if at_least else "at most one"
-        raise ValueError(f"give {wish} of {', '.join(names)}")
 
 
 def _holds_secret(place: Directory | GitRemote | Bucket) -> bool:

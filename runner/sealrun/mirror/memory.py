@@ -15,15 +15,14 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import re
 import secrets
 import shutil
-import stat
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from sealrun import detached, smallfile
 from sealrun.errors import StorageFault
 from sealrun.ledger.codec import Misfit, from_document
 from sealrun.state import private
@@ -34,8 +33,7 @@ if TYPE_CHECKING:
 
     from sealrun.state import Places
 
-#: Bytes of one of our files.
-_LARGEST = 1 << 20
+_BACKGROUND = "background.lock"
 _REPOSITORY = re.compile(r"[0-9a-f]{32}")
 _MACHINE = re.compile(r"[0-9a-f]{16}")
 
@@ -128,13 +126,13 @@ class Memory:
             OSError: it cannot be written.
         """
         content = {"repository": due.repository, "workspace": due.workspace, "at": due.at}
-        _replace(self._due / f"{due.repository}.json", content)
+        smallfile.write(self._due / f"{due.repository}.json", content)
 
     def waiting(self) -> list[Due]:
         """Return the repositories that wait, the longest first."""
         found: list[Due] = []
         for file in self._due.glob("*.json"):
-            content = _load(file)
+            content = smallfile.read(file)
             try:
                 facts = file.stat()
                 one = Due(
@@ -167,7 +165,7 @@ class Memory:
             key: of the destination.
             name: as the user calls it, where nothing is remembered.
         """
-        found = _load(self._standing / repository / f"{key}.json")
+        found = smallfile.read(self._standing / repository / f"{key}.json")
         try:
             return from_document(Standing, found)
         except Misfit:
@@ -179,7 +177,7 @@ class Memory:
         Raises:
             OSError: it cannot be written.
         """
-        _replace(private(self._standing / repository) / f"{key}.json", asdict(standing))
+        smallfile.write(private(self._standing / repository) / f"{key}.json", asdict(standing))
 
     def trouble(self, repository: str, names: set[str]) -> str | None:
         """Return what is wrong with a repository's mirrors, in a sentence; None: nothing known.
@@ -204,13 +202,13 @@ class Memory:
         """
         file = self.directory / "problem.json"
         if problem is not None:
-            _replace(file, {"problem": problem})
+            smallfile.write(file, {"problem": problem})
         else:
             file.unlink(missing_ok=True)
 
     def problem(self) -> str | None:
         """Return what was wrong with the configuration when it was last read."""
-        found = _load(self.directory / "problem.json")
+        found = smallfile.read(self.directory / "problem.json")
         return str(found["problem"]) if isinstance(found, dict) and "problem" in found else None
 
     # -- locks -------------------------------------------------------------------------------------
@@ -222,7 +220,8 @@ class Memory:
         Raises:
             OSError: it cannot be made.
         """
-        descriptor = self._open(f"{repository}.lock")
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        descriptor = os.open(self.directory / f"{repository}.lock", flags, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
@@ -231,28 +230,11 @@ class Memory:
 
     def become_background(self) -> int | None:
         """Return the descriptor that makes this process the background one; None: there is one."""
-        descriptor = self._open("background.lock")
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            return None
-        return descriptor
+        return detached.become(self.directory / _BACKGROUND)
 
     def has_background(self) -> bool:
         """Tell whether a process mirrors in the background."""
-        descriptor = self._open("background.lock")
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(descriptor)
-        return False
-
-    def _open(self, name: str) -> int:
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        return os.open(self.directory / name, flags, 0o600)
+        return detached.lives(self.directory / _BACKGROUND)
 
 
 @contextlib.contextmanager
@@ -272,29 +254,3 @@ def scratch(places: Places, name: str) -> Generator[Path]:
         yield private(directory)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
-
-
-def _replace(file: Path, content: dict[str, Any]) -> None:
-    draft = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
-    try:
-        draft.write_text(json.dumps(content), "ascii")
-        draft.chmod(0o600)
-        draft.replace(file)
-    except OSError:
-        with contextlib.suppress(OSError):
-            draft.unlink()
-        raise
-
-
-def _load(file: Path) -> Any:  # noqa: ANN401 - JSON is any of these
-    try:
-        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
-    except OSError:
-        return None
-    with os.fdopen(descriptor, "rb") as stream:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return None
-        try:
-            return json.loads(stream.read(_LARGEST))
-        except (OSError, ValueError, RecursionError):
-            return None
