@@ -209,18 +209,24 @@ def walk(source: Path, *, links: bool = False) -> Iterator[tuple[bytes, Identity
     if stat.S_ISREG(status.st_mode):
         yield b"", Identity.of(status)
         return
-    yield from _walk(source, b"", links=links)
-
-
-def _walk(root: Path, below: bytes, *, links: bool) -> Iterator[tuple[bytes, Identity]]:
-    with os.scandir(os.fsencode(root / os.fsdecode(below))) as listing:
-        entries = sorted(listing, key=lambda entry: entry.name)
-    for entry in entries:
+    # Directories under way, in a list: an experiment may nest more of them than Python nests calls.
+    under_way = [(b"", _sorted(source, b""))]
+    while under_way:
+        below, entries = under_way[-1]
+        entry = next(entries, None)
+        if entry is None:
+            under_way.pop()
+            continue
         path = below + b"/" + entry.name if below else entry.name
         if entry.is_dir(follow_symlinks=False):
-            yield from _walk(root, path, links=links)
+            under_way.append((path, _sorted(source, path)))
         elif entry.is_file(follow_symlinks=False) or (links and entry.is_symlink()):
             yield path, Identity.of(entry.stat(follow_symlinks=False))
+
+
+def _sorted(root: Path, below: bytes) -> Iterator[os.DirEntry[bytes]]:
+    with os.scandir(os.fsencode(root / os.fsdecode(below))) as listing:
+        return iter(sorted(listing, key=lambda entry: entry.name))
 
 
 def _hash(source: Path, path: bytes) -> str:

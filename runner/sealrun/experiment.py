@@ -174,9 +174,7 @@ class Experiment:
             if after:
                 looks = after_run(self.log, self.directory / "outputs")
             else:
-                looks = before_run(
-                    self.tree, self.policy.policy, self.datasets, self.places
-                )
+                looks = before_run(self.tree, self.policy.policy, self.datasets, self.places)
         for looked in looks:
             self.course.add(*looked.findings())
             self.course.verified.append(looked.sentence)
@@ -599,7 +597,9 @@ class Experiment:
                     timings=dict(self.clock.timings),
                     log=str(self.log) if self.log.exists() else None,
                     outputs_path=str(self.directory / "outputs") if course.started else None,
-                    outputs=record.outputs(course.outputs, self.out),
+                    outputs=record.outputs(
+                        course.outputs, self.out, self.policy.policy.sandbox.outputs
+                    ),
                     limits=record.limits(self.policy.policy),
                     devices=self.devices.uuids if course.started else (),
                     device_facts={**noted, **self.devices.facts},

@@ -228,22 +228,27 @@ def coverage(report: Report | None, verified: Sequence[str], missing: Sequence[s
     )
 
 
-def outputs(new: Sequence[FileState], out: Path) -> tuple[OutputFile, ...]:
-    """Return what the experiment left: new files of the workdir, and files below ``/out``."""
+def outputs(new: Sequence[FileState], out: Path, limit: int) -> tuple[OutputFile, ...]:
+    """Return what the experiment left: new files of the workdir, and files below ``/out``.
+
+    Args:
+        new: what was copied out of the workdir.
+        out: the host's directory behind ``/out``.
+        limit: bytes that are hashed in all. Files that take no more than that on the disk can be
+            larger by their holes, which cost their maker nothing and would cost us days.
+    """
     listed = [
         OutputFile(path=f"workdir/{text(f.path)}", size=f.size, sha256=f.sha256, kind=f.kind)
         for f in new
         if f.kind != "directory"
     ]
     with contextlib.suppress(OSError):
-        listed += [
-            OutputFile(
-                path=f"out/{text(path)}",
-                size=identity.size,
-                sha256=sha256_of(out / os.fsdecode(path)),
-            )
-            for path, identity in itertools.islice(walk(out), OUTPUTS_LISTED)
-        ]
+        for path, identity in itertools.islice(walk(out), OUTPUTS_LISTED):
+            digest = None
+            if identity.size <= limit:
+                limit -= identity.size
+                digest = sha256_of(out / os.fsdecode(path))
+            listed.append(OutputFile(path=f"out/{text(path)}", size=identity.size, sha256=digest))
     return tuple(listed[:OUTPUTS_LISTED])
 
 
