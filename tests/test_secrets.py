@@ -28,6 +28,7 @@ from sealrun.secrets import (
 from sealrun.secrets.detect import MOST, PLACES
 from sealrun.secrets.look import PART, WHOLE
 from sealrun.secrets.shapes import SHAPES
+from sealrun.secrets.withheld import withheld
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -208,6 +209,32 @@ def test_a_variable_says_by_its_name_what_it_holds(name: str, value: str, *, is_
     looked = in_variables({name: value})
     assert [one.place for one in looked.found] == ([f"the variable {name}"] if is_one else [])
     assert all(value[4:] not in line for line in looked.warnings() if value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "kept"),
+    [
+        ("DB_PASSWORD", "hunter2", False),
+        ("MLFLOW_TRACKING_PASSWORD", "mytest4pass9word", False),
+        ("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYtest12345y", False),
+        ("STRIPE_KEY", "sk_" + "test_" + _some(ALL, 24), False),
+        ("DATABASE_URL", "postgres://bob:x9@host/db", False),
+        ("https_proxy", "http://me:p@ss@proxy:3128", False),
+        ("WANDB_API_KEY", _some(HEX, 40), False),
+        ("HF_TOKEN", "", True),
+        ("WANDB_PROJECT", "nano", True),
+        ("MLFLOW_TRACKING_URI", "http://user@host:5000/a:b@c", True),
+        ("LEARNING_RATE", "0.5", True),
+    ],
+)
+def test_what_may_be_a_key_of_the_callers_stays_off_the_record(
+    name: str, value: str, *, kept: bool
+) -> None:
+    """A name, a shape or an address with a password is enough, short and odd values included."""
+    recorded = withheld({name: value, "OTHER": value}, [name])
+    assert recorded["OTHER"] == value
+    assert (recorded[name] == value) is kept
+    assert kept or value[2:] not in recorded[name]
 
 
 def test_a_commit_is_looked_at_once(repo: Repo, tmp_path: Path) -> None:

@@ -4,12 +4,15 @@ Rules that this module keeps:
 
 - What is on record in a key's place says what was there, never the key or a digest of it: a short
   password could be found from one.
+- A note may be missing, a key on record cannot be taken back: so the name alone is enough here, whatever
+  the value looks like, and so is a password in an address.
 - Running again takes the key from whoever runs again; without one the variable is not set.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING
 
 from sealrun.secrets.detect import variable
@@ -18,6 +21,12 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
 _WITHHELD = "(withheld: "
+#: The end of names of variables that hold what nobody else may know.
+_NAMED = re.compile(
+    r"(?i)(?:KEY|TOKEN|SECRET|PASS|PASSWD|PASSWORD|PASSPHRASE|_PWD|CREDENTIAL|_AUTH|COOKIE)S?$"
+)
+#: A user's password in an address (RFC 3986, section 3.2.1).
+_IN_ADDRESS = re.compile(r"://[^/?#\s@]*:[^/?#\s]+@")
 
 
 def withheld(variables: Mapping[str, str], passed: Collection[str]) -> dict[str, str]:
@@ -29,9 +38,13 @@ def withheld(variables: Mapping[str, str], passed: Collection[str]) -> dict[str,
     """
     kept = dict(variables)
     for name in passed:
-        key = variable(name, kept.get(name, ""))
+        value = kept.get(name, "")
+        key = variable(name, value)
         if key is not None:
             kept[name] = f"{_WITHHELD}{key.words()})"
+        elif value and (_NAMED.search(name) or _IN_ADDRESS.search(value)):
+            # No length: the shorter a password is, the more that would say.
+            kept[name] = f"{_WITHHELD}a variable of the caller's)"
     return kept
 
 
