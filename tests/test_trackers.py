@@ -237,6 +237,16 @@ def test_a_file_that_was_changed_since_is_not_uploaded(night: Night, uploaded: U
     assert uploaded.buckets == []
 
 
+def test_what_a_run_called_its_directory_is_no_option_of_the_client(
+    night: Night, uploaded: Uploaded
+) -> None:
+    """A directory named like an option names no other project: it is none of the client's, and stays."""
+    named = night.offline.with_name(f"--project={night.offline.name.removeprefix('offline-')}")
+    night.offline.rename(named)
+    night.sync("--project", "mine", status=2)
+    assert not uploaded.buckets
+
+
 def test_a_key_in_what_would_be_uploaded_needs_a_person(night: Night, uploaded: Uploaded) -> None:
     """Its place is named and nothing is sent where nobody is at a terminal."""
     secret = "gsk_" + "aB3dE5fG7h" * 5 + "xY"
@@ -390,6 +400,18 @@ def test_what_would_make_a_client_act_is_left_out() -> None:
     }
     assert b'"flagged"' in kept[-2]
     assert b'"clean"' not in joined
+
+
+def test_of_a_field_that_is_there_twice_the_one_counts_that_the_client_reads() -> None:
+    """Protobuf takes the last; what hides in it is judged, and a number that no field has hides nothing."""
+    put = wandb_log._put
+    key = b'"sk-' + b"aB3dE5fG7h" * 4 + b'"'
+    twice = put(6, put(1, put(1, b"notes.txt") + put(1, b"/root/.ssh/id_rsa")))
+    beyond = put(6, put(1, put(1, b"notes.txt") + put(1 + (1 << 29), b"/root/.ssh/id_rsa")))
+    config = put(5, put(1, put(1, b"openai_api_key") + put(16, b'"nothing"') + put(16, key)))
+    sifted, kept = _sift(_log(put(17, put(1, b"abc")), twice, beyond, config))
+    assert b".ssh" not in b"".join(kept)
+    assert [name for name, _ in sifted.keys] == ["config openai_api_key"]
 
 
 def test_a_torn_log_is_uploaded_to_where_it_is_whole() -> None:

@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 
 #: Where the client writes: WANDB_DIR, and what scripts that set their own directory leave.
 _PLACES = ("out/wandb", "workdir/wandb")
+#: A directory by another name is none of the client's, and could be one of its options.
 _LOG = re.compile(
-    r"(?P<run>.*?(?:offline-)?run-[0-9]{8}_[0-9]{6}-(?P<id>[\w-]{1,128}))/run-(?P=id)\.wandb"
+    r"(?P<run>(?:.*/)?(?:offline-)?run-[0-9]{8}_[0-9]{6}-(?P<id>[\w-]{1,128}))/run-(?P=id)\.wandb"
 )
 _NAME = re.compile(r"[\w.-]{1,128}", re.ASCII)
 #: What the caller may have set for runs of its own and must not change what is uploaded.

@@ -175,7 +175,7 @@ def _sifted(record: bytes, sifted: Sifted, tags: Sequence[str]) -> tuple[int, by
         changed = b"".join(
             _put(number, value)
             for number, value in _fields(content)
-            if number == _FILE and _stays_below(_text(_first(value, _PATH)))
+            if number == _FILE and _stays_below(_text(_last(value, _PATH)))
         )
     else:
         if kind == _CONFIG:
@@ -206,7 +206,7 @@ def _look_for_keys(content: bytes, sifted: Sifted) -> None:
         if number != _UPDATE:
             continue
         names = [_text(v) for n, v in _fields(_message(item)) if n in (_KEY, _NESTED_KEY)]
-        value = _text(_first(item, _VALUE)).strip('"')
+        value = _text(_last(item, _VALUE)).strip('"')
         key = variable(names[-1], value) if names else None
         if key is not None:
             sifted.keys.append((f"config {'.'.join(names)}", key))
@@ -284,6 +284,7 @@ class _Writer:
 # -- protobuf's wire format (protobuf.dev/programming-guides/encoding) -----------------------------------
 
 _VARINT, _FIXED_64, _BYTES, _FIXED_32 = 0, 1, 2, 5
+_LARGEST_NUMBER = (1 << 29) - 1
 Value = bytes | int | tuple[int, bytes]
 
 
@@ -293,6 +294,9 @@ def _fields(message: bytes) -> Iterator[tuple[int, Value]]:
     while at < len(message):
         tag, at = _varint(message, at)
         number, wire = tag >> 3, tag & 7
+        if not 0 < number <= _LARGEST_NUMBER:
+            # A reader that keeps 32 bits of it would see another field.
+            raise Malformed("a field has a number that protobuf does not have")
         if wire == _VARINT:
             value, at = _varint(message, at)
             yield number, value
@@ -344,8 +348,9 @@ def _message(value: Value) -> bytes:
     return value
 
 
-def _first(value: Value, number: int) -> Value:
-    return next((v for n, v in _fields(_message(value)) if n == number), b"")
+def _last(value: Value, number: int) -> Value:
+    """Return a field as every reader of protobuf takes it: of several, the last."""
+    return ([b""] + [v for n, v in _fields(_message(value)) if n == number])[-1]
 
 
 def _text(value: Value) -> str:
