@@ -124,7 +124,7 @@ def _lower(
     base: Sequence[str], environment: str | None, platform: Platform
 ) -> list[tuple[bytes, str]]:
     """Return config and reference of each image below a tree's."""
-    names = (BASE,) * len(base)
+    names: tuple[str, ...] = (BASE,) * len(base)
     parts = [("sealrun-base", list(base), names)]
     if environment is not None:
         parts.append(("sealrun-env", [*base, environment], (*names, ENVIRONMENT)))
