@@ -124,8 +124,8 @@ def _lower(
     base: Sequence[str], environment: str | None, platform: Platform
 ) -> list[tuple[bytes, str]]:
     """Return config and reference of each image below a tree's."""
-    names: tuple[str, ...] = (BASE,) * len(base)
-    parts = [("sealrun-base", list(base), names)]
+    names = (BASE,) * len(base)
+    parts: list[tuple[str, list[str], tuple[str, ...]]] = [("sealrun-base", list(base), names)]
     if environment is not None:
         parts.append(("sealrun-env", [*base, environment], (*names, ENVIRONMENT)))
     configs = [(where, image_config(ids, what, platform, {})) for where, ids, what in parts]
