@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import stat
+import struct
 import subprocess
 import sys
 import tempfile
@@ -18,8 +19,12 @@ from hypothesis import strategies as st
 
 from _base import shared_base
 from _cli import SEALRUN, Cli
-from sealrun.readable import access, needs
-from sealrun.sandbox import idmapped
+from _user import USER, as_user
+from sealrun.data import Dataset
+from sealrun.errors import Refused
+from sealrun.readable import access, mounted, needs
+from sealrun.sandbox import idmapped, views
+from sealrun.sandbox.protocol import Limits, Request
 from sealrun.state import private
 
 if TYPE_CHECKING:
@@ -27,7 +32,7 @@ if TYPE_CHECKING:
 
     from _git import Repo
 
-USER, GROUP = 1234, 4321
+GROUP = 4321
 REPORT = """\
 import getpass, grp, json, os, pathlib, pwd
 home = pathlib.Path.home()
@@ -125,6 +130,121 @@ def test_what_a_death_left_mounted_is_removed_by_the_next(tmp_path: Path) -> Non
     assert list(views.iterdir()) == []
     assert (source / "file").read_text() == "kept"
     assert (source / "file").stat().st_uid == os.getuid()
+
+
+def test_what_is_mounted_below_data_is_shown_with_it(tmp_path: Path) -> None:
+    """A view holds the whole tree: a file system mounted below it is no empty directory in it."""
+    source, views = private(tmp_path / "source"), tmp_path / "views"
+    (source / "disk").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", source / "disk"], check=True)
+    try:
+        (source / "disk" / "shard").write_text("tokens")
+        with idmapped.shown(source, views, "v", (0, 0), (USER, USER)) as view:
+            shard = view / "disk" / "shard"
+            assert (shard.read_text(), shard.stat().st_uid) == ("tokens", USER)
+            with pytest.raises(OSError, match="Read-only"):
+                shard.write_text("other")
+        assert (source / "disk" / "shard").read_text() == "tokens"
+        assert list(views.iterdir()) == []
+    finally:
+        subprocess.run(["umount", source / "disk"], check=True)
+
+
+@pytest.mark.parametrize(
+    ("mode", "owner", "reading"),
+    [(0o600, (0, 0), True), (0o600, (USER, USER), False), (0o640, (USER + 1, USER), False)],
+)
+def test_a_view_is_looked_at_as_it_will_be(
+    tmp_path: Path, mode: int, owner: tuple[int, int], *, reading: bool
+) -> None:
+    """Who is shown root's files as their own loses their own: those would be closed in the view."""
+    data = private(tmp_path / "data")
+    for name, (uid, gid), bits in (("a", (0, 0), 0o600), ("b", owner, mode)):
+        (data / name).touch()
+        os.chown(data / name, uid, gid)
+        (data / name).chmod(bits)
+    dataset = Dataset(data, "/data", (), "0" * 64, 0)
+    if reading:
+        assert mounted(dataset, (USER, USER))[0].shown_from == (0, 0)
+        return
+    with pytest.raises(Refused, match="cannot read") as refused:
+        mounted(dataset, (USER, USER))
+    assert str(data / "b") in refused.value.message
+
+
+def test_a_directory_that_not_even_its_owner_can_read_is_refused(tmp_path: Path) -> None:
+    """A view gives an owner's rights, and no more."""
+    data = private(tmp_path / "data")
+    (data / "none").touch()
+    (data / "none").chmod(0)
+    with pytest.raises(Refused, match="none"):
+        mounted(Dataset(data, "/data", (), "0" * 64, 0), (USER, USER))
+
+
+def test_what_the_refusal_advises_opens_the_data(tmp_path: Path) -> None:
+    """An access list that names the experiment's user counts, as far as its mask lets it."""
+    data = private(tmp_path / "data")
+    theirs = data / "theirs"
+    theirs.touch()
+    os.chown(theirs, USER + 1, USER + 1)
+    theirs.chmod(0o600)
+    for bits, mask, opens in ((5, 5, True), (5, 3, False), (3, 7, False)):
+        for path in (data, theirs):
+            os.setxattr(path, "system.posix_acl_access", _access_list(USER, bits, mask))
+        assert (access(data, (USER, USER)).closed is None) is opens
+    assert access(data, (GROUP, GROUP)).closed is not None
+
+
+def _access_list(uid: int, bits: int, mask: int) -> bytes:
+    """Return an access list with one named user (posix_acl_xattr.h)."""
+    nobody = 2**32 - 1
+    entries = ((1, 6, nobody), (2, bits, uid), (4, 0, nobody), (16, mask, nobody), (32, 0, nobody))
+    return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+
+
+def test_a_deep_tree_is_looked_at_whole(tmp_path: Path) -> None:
+    """Directories may be nested deeper than Python nests calls."""
+    at = tmp_path
+    for _ in range(1200):
+        at /= "d"
+        at.mkdir(mode=0o755)
+    (at / "closed").touch(0o600)
+    tmp_path.chmod(0o755)
+    try:
+        assert access(tmp_path, (USER, USER)).closed == os.fsencode(at / "closed")
+    finally:
+        subprocess.run(["rm", "-rf", tmp_path / "d"], check=True)
+
+
+def test_the_next_container_removes_what_a_death_left(tmp_path: Path) -> None:
+    """Whatever it mounts: a view that stays keeps a disk from being unmounted."""
+    source, places = private(tmp_path / "source"), private(tmp_path / "places")
+    program = (
+        "import os, signal, sys\nfrom pathlib import Path\nfrom sealrun.sandbox import idmapped\n"
+        f"with idmapped.shown(Path(sys.argv[1]), Path(sys.argv[2]), 'v', (0, 0), ({USER}, {USER})):\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", program, source, places / "views"], check=False)
+    assert (places / "views" / "v").stat().st_uid == USER
+    request = Request(
+        name="sealrun-test",
+        image="sha256:0",
+        argv=("true",),
+        workdir="/workspace",
+        environment={},
+        user=(USER, USER),
+        mounts=(),
+        limits=Limits(),
+        labels={},
+        passwd=b"",
+        group=b"",
+        seccomp=None,
+        init=places / "init" / "sealrun-init",
+        init_digest="",
+    )
+    with views.of(request) as given:
+        assert given.mounts == request.mounts
+    assert list((places / "views").iterdir()) == []
 
 
 def _report(output: str) -> dict[str, Any]:
@@ -272,10 +392,6 @@ def test_what_root_leaves_in_a_repository_is_its_owners(reachable: Path, tmp_pat
         cli.stop_guard()
 
 
-#: The interpreter of these tests may lie in a home that only root can enter.
-REACH = "+dac_read_search"
-
-
 @pytest.fixture
 def theirs(reachable: Path) -> Iterator[Path]:
     """A repository and a home of mode 0700 of a user who may use the engine and is not root."""
@@ -303,27 +419,7 @@ def theirs(reachable: Path) -> Iterator[Path]:
 
 def _as_user(root: Path, script: str) -> str:
     socket = Path("/var/run/docker.sock").stat().st_gid
-    who = ("GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL")
-    done = subprocess.run(
-        [
-            *("setpriv", "--reuid", str(USER), "--regid", str(USER)),
-            *("--groups", f"{socket},{GROUP}"),
-            *("--inh-caps", REACH, "--ambient-caps", REACH, "bash", "-ec", script),
-        ],
-        cwd=root / "work",
-        env={
-            "PATH": os.environ["PATH"],
-            "HOME": str(root / "home"),
-            "SEALRUN_HOME": str(root / "state"),
-            **dict.fromkeys(who, "a@example.org"),
-        },
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return as_user(root, script, state=root / "state", groups=(socket, GROUP))
 
 
 @pytest.mark.engine

@@ -7,6 +7,7 @@ Rules that this module keeps:
 - Only what is needed is given: a supplementary group of the caller's where that group alone opens
   the data, another owner in the container's view of the mount where the caller is root.
 - Directories above a mount do not count: a home of mode 0700 is no obstacle.
+- Another owner's view is looked at as it will be: who gains an owner's files in it loses their own.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import os
 import shlex
 import stat
+import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from sealrun.data import Dataset
 
 _READ, _SEARCH = 0o4, 0o1
+_ACL = "system.posix_acl_access"
+_NAMED_USER, _MASK = 0x02, 0x10
 
 
 @dataclass(frozen=True)
@@ -71,36 +75,80 @@ def needs(status: os.stat_result, user: tuple[int, int], groups: Collection[int]
     return 0 if bits & wanted == wanted else None
 
 
-def access(source: Path, user: tuple[int, int], groups: Collection[int] = ()) -> Access:
+def access(
+    source: Path,
+    user: tuple[int, int],
+    groups: Collection[int] = (),
+    *,
+    shown_from: tuple[int, int] | None = None,
+) -> Access:
     """Look at everything at and below a path.
+
+    Args:
+        user: uid and gid.
+        groups: the supplementary groups that the user could have.
+        shown_from: the owner that is swapped with the user in the view that is looked at.
 
     Raises:
         OSError: a directory cannot be listed by the caller.
     """
+    # On the disk an access list names whom the view shows as the user.
+    named = user[0] if shown_from is None else shown_from[0]
     lent: set[int] = set()
     owners: set[tuple[int, int]] = set()
     first: bytes | None = None
     for path, status in _each(os.fsencode(source)):
-        needed = needs(status, user, groups)
+        needed = needs(_swapped(status, user, shown_from), user, groups)
         if needed:
             lent.add(needed)
-        elif needed is None:
+        elif needed is None and not _listed(path, status, named):
             first = first or path
             owners.add((status.st_uid, status.st_gid))
     return Access(frozenset(lent), first, frozenset(owners))
 
 
+def _swapped(
+    status: os.stat_result, user: tuple[int, int], shown_from: tuple[int, int] | None
+) -> os.stat_result:
+    if shown_from is None:
+        return status
+    uids = {user[0]: shown_from[0], shown_from[0]: user[0]}
+    gids = {user[1]: shown_from[1], shown_from[1]: user[1]}
+    uid, gid = status.st_uid, status.st_gid
+    return os.stat_result((*status[:4], uids.get(uid, uid), gids.get(gid, gid), *status[6:10]))
+
+
+def _listed(path: bytes, status: os.stat_result, uid: int) -> bool:
+    """Tell whether a file's access list opens it to a user by name (acl(5), posix_acl_xattr.h)."""
+    try:
+        content = os.getxattr(path, _ACL, follow_symlinks=False)
+    except OSError:
+        return False
+    wanted = _READ | (_SEARCH if stat.S_ISDIR(status.st_mode) else 0)
+    # A version, then entries of tag, permissions and id, little endian.
+    entries = list(struct.iter_unpack("<HHI", content[4 : 4 + (len(content) - 4) // 8 * 8]))
+    mask = next((bits for tag, bits, _ in entries if tag == _MASK), 0)
+    if status.st_uid == uid:
+        # Its owner's own bits come first.
+        return False
+    return any(
+        tag == _NAMED_USER and name == uid and bits & mask & wanted == wanted
+        for tag, bits, name in entries
+    )
+
+
 def _each(path: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
-    status = os.lstat(path)
-    if stat.S_ISREG(status.st_mode):
-        yield path, status
-    elif stat.S_ISDIR(status.st_mode):
-        yield path, status
-        with os.scandir(path) as listing:
-            # Links are not files: where they lead is another path's matter.
-            below = [entry.path for entry in listing if not entry.is_symlink()]
-        for one in below:
-            yield from _each(one)
+    paths = [path]
+    while paths:
+        path = paths.pop()
+        status = os.lstat(path)
+        if stat.S_ISDIR(status.st_mode):
+            yield path, status
+            with os.scandir(path) as listing:
+                # Links are not files: where they lead is another path's matter.
+                paths += [entry.path for entry in listing if not entry.is_symlink()]
+        elif stat.S_ISREG(status.st_mode):
+            yield path, status
 
 
 def mounted(dataset: Dataset, user: tuple[int, int]) -> tuple[Mount, frozenset[int]]:
@@ -120,7 +168,11 @@ def mounted(dataset: Dataset, user: tuple[int, int]) -> tuple[Mount, frozenset[i
     if found.closed is None or own:
         return plain, found.groups
     if uid == 0 and len(found.owners) == 1:
-        return Mount(dataset.source, dataset.target, shown_from=min(found.owners)), found.groups
+        owner = min(found.owners)
+        view = access(dataset.source, user, shown_from=owner)
+        if view.closed is None:
+            return Mount(dataset.source, dataset.target, shown_from=owner), view.groups
+        raise closed(dataset.source, os.fsdecode(view.closed), user)
     raise closed(dataset.source, os.fsdecode(found.closed), user)
 
 

@@ -4,9 +4,11 @@ Rules that this module keeps:
 
 - The kernel does it (mount_setattr(2), ID-mapped mounts): a second mount of the same files, on
   which the ids of one owner and of the experiment's user are swapped. Nothing is copied.
+- What is mounted below a directory is shown with it: an empty directory in its place would be half a
+  data set that nobody misses.
 - Such a mount is read-only from its first moment, without set-user-id and device files.
 - It stands only while an engine takes it into a container. What a death left is removed by the next
-  one that makes such a mount: a lock that nobody holds says so.
+  one that makes a container: a lock that nobody holds says so.
 - Where the kernel, the file system or our privileges do not allow it, that is ``Unmappable``, and
   nothing was mounted.
 """
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 #: System calls, the same number on every architecture since Linux 5.1 (syscalls(2)).
 _OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442
 #: From linux/fcntl.h, linux/mount.h and linux/sched.h.
-_AT_FDCWD, _AT_EMPTY_PATH = -100, 0x1000
+_AT_FDCWD, _AT_EMPTY_PATH, _AT_RECURSIVE = -100, 0x1000, 0x8000
 _OPEN_TREE_CLONE, _MOVE_MOUNT_F_EMPTY_PATH = 1, 4
 _RDONLY, _NOSUID, _NODEV, _IDMAP = 0x1, 0x2, 0x4, 0x00100000
 _MS_PRIVATE, _MNT_DETACH = 1 << 18, 2
@@ -81,9 +83,8 @@ def shown(
     private(directory)
     clear(directory)
     place, lock = directory / name, directory / f"{name}{_SUFFIX}"
-    handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    handle = _locked(lock)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
         try:
             _mount(source, place, owner, user)
         except OSError as error:
@@ -94,6 +95,18 @@ def shown(
     finally:
         _unmount(place)
         lock.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _locked(lock: Path) -> int:
+    while True:
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        # Who clears up may have taken it for a dead one's before it was locked: without a name it
+        # would keep nobody from anything.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(lock.stat(), os.fstat(handle)):
+                return handle
         os.close(handle)
 
 
@@ -127,7 +140,7 @@ def _mount(source: Path, place: Path, owner: tuple[int, int], user: tuple[int, i
                 _OPEN_TREE,
                 ctypes.c_int(_AT_FDCWD),
                 os.fsencode(source),
-                ctypes.c_uint(_OPEN_TREE_CLONE | os.O_CLOEXEC),
+                ctypes.c_uint(_OPEN_TREE_CLONE | _AT_RECURSIVE | os.O_CLOEXEC),
             )
         ) as tree,
     ):
@@ -137,7 +150,7 @@ def _mount(source: Path, place: Path, owner: tuple[int, int], user: tuple[int, i
             _MOUNT_SETATTR,
             ctypes.c_int(tree),
             b"",
-            ctypes.c_uint(_AT_EMPTY_PATH),
+            ctypes.c_uint(_AT_EMPTY_PATH | _AT_RECURSIVE),
             attributes,
             ctypes.c_size_t(len(attributes)),
         )

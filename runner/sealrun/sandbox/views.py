@@ -3,6 +3,8 @@
 Rules that this module keeps:
 
 - A view stands on the host only while the container is made; the container's own mount of it stays.
+- What a dead controller left is removed by the next container of any kind: a mount that stays would
+  keep somebody's disk from being unmounted.
 - What the container got is looked at before the gate opens: an engine that does not see this
   host's mounts would show an empty directory in its place, and an experiment without data might
   still print a number.
@@ -35,6 +37,7 @@ def of(request: Request) -> Generator[Request]:
     """
     # Beside what else is placed for containers: an engine that sees the init sees this too.
     directory = request.init.parent.parent / "views"
+    idmapped.clear(directory)
     with contextlib.ExitStack() as standing:
         mounts: list[Mount] = []
         for number, mount in enumerate(request.mounts):
@@ -68,11 +71,12 @@ def check(request: Request, root: Path | None) -> None:
     for mount in request.mounts:
         if mount.shown_from is None:
             continue
-        try:
-            found = None if root is None else os.lstat(f"{root}{mount.target}")
-        except OSError:
-            found = None
-        if found is None or not os.path.samestat(found, os.stat(mount.source)):  # noqa: PTH116 - both by stat(2)
+        same = False
+        with contextlib.suppress(OSError):
+            same = root is not None and os.path.samestat(
+                os.lstat(f"{root}{mount.target}"), mount.source.stat()
+            )
+        if not same:
             why = "; the engine does not see this host's mounts, so that it cannot be shown"
             raise _refused(mount, request, why)
 
