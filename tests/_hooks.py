@@ -13,6 +13,7 @@ import subprocess
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from _git import WHO
 from sealrun.integrations.agents import Agent
 from sealrun.integrations.install import install_settings
 from sealrun.ownership import intents
@@ -188,13 +189,3 @@ class CodingAgent:
         at = intents.commit_time(tree) if timed else None
         found = intents.compare(self.log, tree, parent, committed_at=at)
         return {os.fsdecode(match.path): match for match in found}
-
-
-WHO = {
-    "GIT_AUTHOR_NAME": "A Loop",
-    "GIT_AUTHOR_EMAIL": "loop@example.invalid",
-    "GIT_COMMITTER_NAME": "A Loop",
-    "GIT_COMMITTER_EMAIL": "loop@example.invalid",
-    "GIT_CONFIG_GLOBAL": os.devnull,
-    "GIT_CONFIG_NOSYSTEM": "1",
-}

@@ -901,6 +901,32 @@ def maker(repo: Repo) -> Iterator[Cli]:
     cli.stop_guard()
 
 
+def _signed_run(maker: Cli) -> str:
+    """Run HEAD once, sign the run and return its id."""
+    run = str(maker.run("python3", "train.py")[0]["run"])
+    maker("key", "sign", run)
+    return run
+
+
+def _exported(maker: Cli, run: str, directory: Path) -> Path:
+    """Return a full bundle of a run."""
+    file = directory / "night.sealrun"
+    maker("bundle", "export", run, "-o", str(file), "--full")
+    return file
+
+
+def _receiver(maker: Cli, repo: Repo, bundle: Path, directory: Path) -> Cli:
+    """Return a fresh clone with a fresh home that knows the maker's key and took in a bundle."""
+    clone = directory / "clone"
+    subprocess.run(["git", "clone", "-q", repo.path, clone], check=True)
+    other = Cli(clone, directory / "other-home")
+    pem = directory / "maker.pem"
+    pem.write_text(maker("key", "show").stdout)
+    other("key", "import", str(pem), "--name", "maker")
+    other("bundle", "import", str(bundle))
+    return other
+
+
 @pytest.mark.engine
 def test_a_discarded_run_is_reproduced_on_another_machine(
     maker: Cli, repo: Repo, tmp_path: Path
@@ -913,25 +939,17 @@ def test_a_discarded_run_is_reproduced_on_another_machine(
     repo.commit({"README": "the beginning"}, "baseline")
     origin = repo.git("rev-parse", "HEAD")
     repo.commit({"train.py": TRAIN, "sealrun.toml": policy}, "an idea that was discarded")
-    first, _ = maker.run("python3", "train.py")
-    maker("key", "sign", first["run"])
-    assert maker.json("verify-run", first["run"])["holds"]
+    run = _signed_run(maker)
+    assert maker.json("verify-run", run)["holds"]
     repo.git("reset", "-q", "--hard", origin)
-    file = tmp_path / "night.sealrun"
-    maker("bundle", "export", first["run"], "-o", str(file), "--full")
+    file = _exported(maker, run, tmp_path)
     assert any(one["path"] == "data/0" for one in Parts.of(file).run["files"])
-    clone = tmp_path / "clone"
-    subprocess.run(["git", "clone", "-q", repo.path, clone], check=True)
-    other = Cli(clone, tmp_path / "other-home")
-    pem = tmp_path / "maker.pem"
-    pem.write_text(maker("key", "show").stdout)
-    other("key", "import", str(pem), "--name", "maker")
-    other("bundle", "import", str(file))
+    other = _receiver(maker, repo, file, tmp_path)
     api = client()
-    image = maker.json("show", first["run"])["run"]["image_id"]
+    image = maker.json("show", run)["run"]["image_id"]
     api.remove_image(image, force=True)
     try:
-        found = other.json("reproduce", first["run"])
+        found = other.json("reproduce", run)
     finally:
         other.stop_guard()
     assert found["image_id"] == image
@@ -947,25 +965,17 @@ def test_a_discarded_run_is_reproduced_on_another_machine(
 def test_a_second_engine_makes_the_same_image(maker: Cli, repo: Repo, tmp_path: Path) -> None:
     """An engine of its own, whose store never saw an image: the same id, the same metric."""
     repo.commit({"train.py": TRAIN}, "an idea")
-    first, _ = maker.run("python3", "train.py")
-    maker("key", "sign", first["run"])
-    file = tmp_path / "night.sealrun"
-    maker("bundle", "export", first["run"], "-o", str(file), "--full")
-    clone = tmp_path / "clone"
-    subprocess.run(["git", "clone", "-q", repo.path, clone], check=True)
-    other = Cli(clone, tmp_path / "other-home")
-    pem = tmp_path / "maker.pem"
-    pem.write_text(maker("key", "show").stdout)
-    other("key", "import", str(pem), "--name", "maker")
-    other("bundle", "import", str(file))
+    run = _signed_run(maker)
+    file = _exported(maker, run, tmp_path)
+    other = _receiver(maker, repo, file, tmp_path)
     second = private_engine.up(other.places, Silent())
     try:
         other.extra["DOCKER_HOST"] = f"unix://{second.socket}"
-        found = other.json("reproduce", first["run"])
+        found = other.json("reproduce", run)
     finally:
         other.stop_guard()
         private_engine.down(other.places, purge=True)
-    image = maker.json("show", first["run"])["run"]["image_id"]
+    image = maker.json("show", run)["run"]["image_id"]
     (again,) = found["repetitions"]
     assert (again["image_id"], again["metric"]) == (image, 0.75)
     assert found["likeness"] == "outputs-identical"
@@ -978,16 +988,14 @@ def test_a_second_engine_makes_the_same_image(maker: Cli, repo: Repo, tmp_path: 
 def test_an_engine_loads_a_full_bundle_as_it_is(maker: Cli, repo: Repo, tmp_path: Path) -> None:
     """The file is an image archive: ``docker load`` gives the image that the record names."""
     repo.commit({"train.py": TRAIN}, "an idea")
-    first, _ = maker.run("python3", "train.py")
-    maker("key", "sign", first["run"])
-    file = tmp_path / "night.sealrun"
-    maker("bundle", "export", first["run"], "-o", str(file), "--full")
-    image = maker.json("show", first["run"])["run"]["image_id"]
+    run = _signed_run(maker)
+    file = _exported(maker, run, tmp_path)
+    image = maker.json("show", run)["run"]["image_id"]
     api = client()
     api.remove_image(image, force=True)
     with file.open("rb") as stream:
         list(api.load_image(stream))
-    assert api.inspect_image(f"sealrun-run:{first['run'].lower()}")["Id"] == image
+    assert api.inspect_image(f"sealrun-run:{run.lower()}")["Id"] == image
     api.remove_image(image, force=True)
 
 

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from _cli import Cli
-from _hooks import WHO, CodingAgent, places_below
+from _git import WHO
+from _hooks import CodingAgent, places_below
 from sealrun import state
 from sealrun.errors import Refused, UsageError
 from sealrun.integrations import claude_code, install, patch, place, recording

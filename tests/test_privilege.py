@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import subprocess
 import sys
@@ -12,14 +11,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from _cli import SEALRUN
+from _user import REACH, USER, as_user
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-USER = 1234
 CAPABILITIES = "+sys_admin,+net_admin,+sys_ptrace,+sys_nice"
-#: The interpreter of these tests may lie in a home that only root can enter.
-REACH = "+dac_read_search"
 
 
 @pytest.fixture
@@ -37,27 +34,8 @@ def theirs(tmp_path: Path) -> Iterator[Path]:
     _as_user(tmp_path, f"{SEALRUN} guard stop")
 
 
-def _as_user(home: Path, script: str, capabilities: str = REACH) -> str:
-    names = ("GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL")
-    done = subprocess.run(
-        [
-            *("setpriv", "--reuid", str(USER), "--regid", str(USER), "--clear-groups"),
-            *("--inh-caps", capabilities, "--ambient-caps", capabilities, "bash", "-ec", script),
-        ],
-        cwd=home / "work",
-        env={
-            "PATH": os.environ["PATH"],
-            "HOME": str(home / "home"),
-            "SEALRUN_HOME": str(home / "home"),
-            **dict.fromkeys(names, "a@example.org"),
-        },
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def _as_user(root: Path, script: str, capabilities: str = REACH) -> str:
+    return as_user(root, script, state=root / "home", capabilities=capabilities)
 
 
 #: Arms a run, lets another process write, and prints how its writer was found.
