@@ -211,6 +211,43 @@ def test_another_state_directory_that_uses_the_data_has_a_say(places: Places) ->
     assert all(layer.path.exists() for layer in layers)
 
 
+def test_a_state_directory_is_known_by_its_whole_name(places: Places) -> None:
+    """One whose path is the end of another's that was noted before is noted too."""
+    longer = Places(
+        places.state.parent / "mnt" / places.state.relative_to("/"),
+        *(places.data, places.cache, places.runtime),
+    )
+    layers = (stored(places, b"base"), stored(places, b"environment"))
+    with contextlib.closing(ledger_at(places.ledger(REPOSITORY))) as ledger:
+        recorded_run(ledger, *layers)
+    private(longer.state / "repositories")
+    for user in (longer, places):
+        with keeping.keeping(user):
+            pass
+    assert collect(longer).found == ()
+    assert keeping.states(longer) == (longer.state, places.state)
+
+
+def test_where_the_state_that_ran_is_gone_nothing_is_removed(places: Places) -> None:
+    """A disk with the ledgers that is not mounted now is no user without runs."""
+    layers = (stored(places, b"base"), stored(places, b"environment"))
+    with contextlib.closing(ledger_at(places.ledger(REPOSITORY))) as ledger:
+        recorded_run(ledger, *layers)
+    with keeping.keeping(places):
+        pass
+    away = places.state.with_name("unmounted")
+    places.state.rename(away)
+    for mounted in (False, True):
+        with pytest.raises(StorageFault, match="nothing was removed"):
+            collect(places)
+        if not mounted:
+            places.state.mkdir()
+    places.state.rmdir()
+    away.rename(places.state)
+    assert collect(places).found == ()
+    assert all(layer.path.exists() for layer in layers)
+
+
 def _garbage(places: Places) -> None:
     places.ledger(REPOSITORY).write_bytes(b"no database")
 

@@ -7,9 +7,13 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
+import socket
 import subprocess
+import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import pytest
@@ -26,7 +30,6 @@ from sealrun.progress import Silent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from pytest_httpserver import HTTPServer
 
@@ -103,6 +106,43 @@ def test_sizes_come_from_the_lock_the_file_or_the_server(
     assert found.unpacked > (1 << 20) + 3 * 6000
     assert found.peak > found.unpacked > found.kept
     assert "and 1 of unknown size" in found.words()
+
+
+def test_what_no_server_tells_is_of_unknown_size_and_no_error(tmp_path: Path) -> None:
+    """An address with a login, a server that speaks no HTTP, and a zip of a later version are unknown."""
+    file = make_wheel(tmp_path, "later", "1", {"a": b"a"})
+    content = file.read_bytes()
+    at = content.index(b"PK\x01\x02") + 6
+    file.write_bytes(content[:at] + b"\xff\x00" + content[at + 2 :])
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer() -> None:
+            stream, _ = listening.accept()
+            with stream:
+                stream.recv(4096)
+                stream.sendall(b"\x00\xffno http\r\n\r\n")
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        port = listening.getsockname()[1]
+        found = estimate.estimate(
+            [
+                wheel(tmp_path, url="https://user:word@example.invalid/a.whl"),
+                wheel(tmp_path, url=f"http://127.0.0.1:{port}/b.whl"),
+                wheel(tmp_path, path=file.name, url=None),
+            ],
+            tmp_path,
+            {},
+        )
+        thread.join()
+    assert (found.packages, found.unknown, found.least) == (3, 3, 0)
+
+
+def test_a_file_system_that_does_not_tell_its_size_is_not_called_full() -> None:
+    """Some network and FUSE file systems report no blocks at all, as procfs does: no reason to refuse."""
+    silent = Path("/proc/sys/fs")
+    assert shutil.disk_usage(silent).total == 0
+    estimate.require_room(estimate.Estimate(1, 1, 1 << 30, 2 << 30, 0), silent, "it")
 
 
 def test_what_the_disk_cannot_hold_is_refused_with_exact_numbers(tmp_path: Path) -> None:

@@ -44,6 +44,8 @@ def keeping(places: Places) -> Generator[None]:
     """
     with _opened(places, FILE) as handle:
         fcntl.flock(handle, fcntl.LOCK_SH)
+        # Made before it is noted: what is noted and not there was there, and counts as lost.
+        private(places.state / "repositories")
         _note(handle, places.state)
         yield
 
@@ -69,6 +71,15 @@ def states(places: Places) -> tuple[Path, ...]:
     Raises:
         StorageFault: what is noted cannot be read.
     """
+    return tuple(dict.fromkeys((places.state.absolute(), *noted(places))))
+
+
+def noted(places: Places) -> tuple[Path, ...]:
+    """Return the state directories that are noted: what was made for them may still be needed.
+
+    Raises:
+        StorageFault: what is noted cannot be read.
+    """
     file = private(places.data) / FILE
     try:
         with file.open("rb") as stream:
@@ -82,14 +93,13 @@ def states(places: Places) -> tuple[Path, ...]:
             f"{file} does not name the state directories that use {places.data}",
             hint="Restore it from a backup; nothing is removed without it.",
         )
-    noted = (Path(os.fsdecode(name)) for name in content.split(b"\0") if name)
-    return tuple(dict.fromkeys((places.state.absolute(), *noted)))
+    return tuple(Path(os.fsdecode(name)) for name in content.split(b"\0") if name)
 
 
 def _note(handle: int, state: Path) -> None:
     """Add a state directory to the names in the lock's file, if it is not among them."""
     name = os.fsencode(state.absolute()) + b"\0"
-    if name in b"\0" + os.pread(handle, _MOST, 0):
+    if b"\0" + name in b"\0" + os.pread(handle, _MOST, 0):
         return
     try:
         # One small write at the end of a file opened for appending is not torn.

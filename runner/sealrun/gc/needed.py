@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sealrun.errors import SealrunError, StorageFault
-from sealrun.gc.keeping import states
+from sealrun.gc.keeping import noted, states
 from sealrun.image.archive import lower_references, tree_reference
 from sealrun.image.model import Platform
 from sealrun.ledger import Alert, RunEnded, RunOpened, RunProgress, is_alive, open_ledger
@@ -66,8 +66,9 @@ def read_needed(places: Places) -> Needed:
         StorageFault: something of the record cannot be read.
     """
     needed = Needed()
+    used = noted(places)
     for state in states(places):
-        for repository in _repositories(state, own=state == places.state.absolute()):
+        for repository in _repositories(state, new=state not in used):
             seen = Places(state, places.data, places.cache, places.runtime)
             try:
                 _read(seen, repository, needed)
@@ -85,12 +86,12 @@ def _unreadable(words: str, hint: str | None = None) -> StorageFault:
     )
 
 
-def _repositories(state: Path, *, own: bool) -> Iterator[str]:
+def _repositories(state: Path, *, new: bool) -> Iterator[str]:
     root = state / "repositories"
     try:
         names = sorted(entry.name for entry in root.iterdir())
     except FileNotFoundError:
-        if own and not state.is_symlink():
+        if new and not state.is_symlink():
             return
         raise _unreadable(
             f"{state} is gone, and its runs used this data",

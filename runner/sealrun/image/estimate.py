@@ -12,6 +12,7 @@ Rules that this module keeps:
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import shutil
 import threading
@@ -127,8 +128,10 @@ def require_room(needed: Estimate, scratch: Path, what: str) -> None:
     Raises:
         EnvironmentFault: the disk has not even room for the least that it takes.
     """
-    free = shutil.disk_usage(scratch).free + _there(scratch)
-    if needed.least > free:
+    disk = shutil.disk_usage(scratch)
+    free = disk.free + _there(scratch)
+    # Without a size (some network and FUSE file systems) nothing is known of what is free.
+    if disk.total and needed.least > free:
         raise EnvironmentFault(
             f"{what} needs at least {needed.least} bytes at {scratch} and probably {needed.peak}, "
             f"{free} are free",
@@ -189,7 +192,7 @@ def _sizes(wheel: Wheel, committed: Path, env: Mapping[str, str]) -> tuple[int, 
     try:
         with urllib.request.urlopen(request, timeout=_HEAD_TIMEOUT) as answer:  # noqa: S310 - likewise
             size = int(answer.headers.get("Content-Length") or 0)
-    except (OSError, ValueError):
+    except (OSError, ValueError, http.client.HTTPException):
         return None
     return (size, None) if size > 0 else None
 
@@ -199,5 +202,5 @@ def _of_file(file: Path) -> tuple[int, int | None] | None:
         size = file.stat().st_size
         with zipfile.ZipFile(file) as archive:
             return size, sum(max(0, one.file_size) for one in archive.infolist())
-    except (OSError, zipfile.BadZipFile, ValueError):
+    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
         return None
