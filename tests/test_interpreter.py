@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import shutil
 import subprocess
 import tarfile
 from dataclasses import replace
@@ -80,6 +82,49 @@ class Case:
 def case(tmp_path: Path) -> Case:
     """A case in a folder of its own."""
     return Case(private(tmp_path / "case"))
+
+
+@contextlib.contextmanager
+def _umask(mask: int) -> Iterator[None]:
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+class Obtained:
+    """What ``PINNED`` asks for, obtained once, through a real uv, from a source that is gone since.
+
+    Attributes:
+        case: where it stands.
+        base: with the interpreter.
+        found: what was there before.
+        asked: what uv asked the source for.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.case = Case(private(root / "case"))
+        self.found = interpreter.find(self.case.wish(), self.case.places)
+        with (
+            source(root / "served") as served,
+            pytest.MonkeyPatch.context() as patch,
+            _umask(0o022),
+        ):
+            for name, value in served.variables.items():
+                patch.setenv(name, value)
+            self.base = self.case.make()
+            self.asked = tuple(served.asked)
+
+    def put_into(self, places: Places) -> None:
+        """Let another home have it; stored layers are read-only, and linked."""
+        shutil.copytree(self.case.places.data, places.data, copy_function=os.link)
+
+
+@pytest.fixture(scope="module")
+def obtained(tmp_path_factory: pytest.TempPathFactory) -> Obtained:
+    """An interpreter that is there already."""
+    return Obtained(private(tmp_path_factory.mktemp("interpreter") / "obtained"))
 
 
 # What is asked for
@@ -244,13 +289,13 @@ def test_init_says_it_with_the_rest(repo: Repo, tmp_path: Path) -> None:
 
 
 @pytest.mark.engine
-def test_the_base_gets_one_more_layer(case: Case, served: Source) -> None:
+def test_the_base_gets_one_more_layer(obtained: Obtained, served: Source) -> None:
     """It is the same base otherwise, names what was fetched by its hash, and is made once.
 
     A commit that asks for the same in other words, or pins it, gets the same base.
     """
-    assert interpreter.find(case.wish(), case.places) is None
-    base = case.make()
+    assert obtained.found is None
+    case, base = obtained.case, obtained.base
     digest = sha256(archive())
     assert base.layers[:-1] == case.base.layers
     assert (base.python, base.python_path) == (VERSION, "/opt/python/bin/python3")
@@ -259,10 +304,9 @@ def test_the_base_gets_one_more_layer(case: Case, served: Source) -> None:
     assert base.origin == f"recipe:debian-python with {NAME}@sha256:{digest}"
     assert interpreter.pin_line(base) == f'"{NAME}" = "sha256:{digest}"'
     assert interpreter.pin_line(case.base) is None
-    asked_before = len(served.asked)
     assert interpreter.find(case.wish(), case.places) == base
     assert case.make() == base
-    assert len(served.asked) == asked_before
+    assert served.asked == []
     served.offer("3.9.7", b"newer")
     pins = f'[python]\n"{NAME}" = "sha256:{digest}"\n'
     assert case.make(PINNED | {"sealrun.lock": pins}) == base
@@ -270,20 +314,20 @@ def test_the_base_gets_one_more_layer(case: Case, served: Source) -> None:
 
 
 @pytest.mark.engine
-def test_the_layer_depends_on_the_archive_alone(tmp_path: Path, served: Source) -> None:
+def test_the_layer_depends_on_the_archive_alone(
+    obtained: Obtained, tmp_path: Path, served: Source
+) -> None:
     """Two makings elsewhere give one digest; it holds no host path, time, owner or stray mode."""
-    made: list[Base] = []
-    for name, mask in (("here", 0o022), ("elsewhere/deep", 0o077)):
-        before = os.umask(mask)
-        try:
-            made.append(Case(private(tmp_path / name)).make())
-        finally:
-            os.umask(before)
-    assert served.asked.count(f"/cpython-{VERSION}-gnu.tar.gz") == 2
-    assert made[0].layers[-1].diff_id == made[1].layers[-1].diff_id
-    content = made[0].layers[-1].path.read_bytes()
-    assert str(tmp_path).encode() not in content
-    with tarfile.open(made[0].layers[-1].path) as layer:
+    with _umask(0o077):
+        again = Case(private(tmp_path / "elsewhere/deep")).make().layers[-1]
+    first = obtained.base.layers[-1]
+    for fetched in (obtained.asked, served.asked):
+        assert fetched.count(f"/cpython-{VERSION}-gnu.tar.gz") == 1
+    assert first.diff_id == again.diff_id
+    content = first.path.read_bytes()
+    for place in (obtained.case.places.data.parent, tmp_path):
+        assert str(place).encode() not in content
+    with tarfile.open(first.path) as layer:
         members = {info.name: info for info in layer}
         os_py = layer.extractfile("opt/python/lib/python3.9/__pycache__/os.cpython-39.pyc")
         config = next(n for n in members if "_sysconfigdata_" in n and n.endswith(".py"))
@@ -388,12 +432,12 @@ def test_torchrun_starts_its_ranks_offline(repo: Repo, tmp_path: Path) -> None:
 
 @pytest.mark.engine
 def test_a_script_alone_runs_on_the_python_that_is_asked_for(
-    repo: Repo, tmp_path: Path, served: Source
+    repo: Repo, tmp_path: Path, obtained: Obtained
 ) -> None:
     """Without any lock there is no environment, and PATH finds the obtained interpreter."""
-    assert served
     repo.commit({"train.py": "import sys; print(sys.version.split()[0])\n", **PINNED})
-    cli = Cli(repo.path, tmp_path / "home").with_base()
+    cli = Cli(repo.path, tmp_path / "home")
+    obtained.put_into(cli.places)
     try:
         cli("warm")
         names = ("python", "python3", "python3.9")

@@ -77,6 +77,8 @@ ROWS = (
     Row(
         *("pinned_elsewhere", "`.python-version` that the base does not have", _UV, _LOSS),
         note="`warm` obtains that Python through uv",
+        # tests/test_interpreter.py runs one at every time.
+        heavy=True,
     ),
     Row(
         *("requires_more", "`requires-python` that no Python satisfies", _UV),
