@@ -12,7 +12,7 @@ from sealrun.cli.show import _devices as shown
 from sealrun.devices import visible
 from sealrun.devices.access import Access, Toolkit, access, remedy, unexpected
 from sealrun.devices.assign import described
-from sealrun.devices.injected import brought, is_injected
+from sealrun.devices.injected import brought, is_injected, may_be_written
 from sealrun.devices.model import Device, Selection
 from sealrun.errors import EnvironmentFault, UsageError
 from sealrun.ledger import RunEnded, RunOpened, RunProgress, RunRecord
@@ -357,11 +357,33 @@ def test_another_gpus_device_file_is_noticed() -> None:
         ("/usr/bin/python3", False),
         ("/etc/passwd", False),
         ("/usr/lib/libcuda.so/../../../etc/passwd", False),
+        ("/usr/lib/x86_64-linux-gnu/libcudadebugger.so.550.54.15", True),
+        ("/usr/local/nvidia/lib64/libnvidia-ptxjitcompiler.so.550.54.15", True),
+        ("/opt/env/lib/python3.11/site-packages/nvidia/cuda_runtime/lib/libcudart.so.12", False),
+        ("/usr/lib/x86_64-linux-gnu/libcudart.so.12", False),
+        ("/usr/lib/python3/dist-packages/nvidia.json", False),
+        ("/workspace/nvidia.yaml", False),
+        ("/workspace/libnvidia-model.so", False),
+        ("/opt/env/bin/nvidia-smi", False),
+        ("/home/run/.cache/nvidia.conf", False),
     ],
 )
 def test_the_toolkits_own_mounts_are_known_by_name(target: str, expected: bool) -> None:  # noqa: FBT001 - a table
     """The driver's files are the toolkit's; any other mount is one that nobody asked for."""
     assert is_injected(target) is expected
+
+
+def test_digits_that_are_no_numbers_name_nothing() -> None:
+    """A superscript is a digit to Unicode, and no GPU's number."""
+    for text in ("\u00b2", "\u00b2:\u00b2", "0:\u00b2"):
+        assert seen(MIXED, {visible.NVIDIA: text}) == []
+
+
+def test_a_drivers_file_that_could_be_written_is_none() -> None:
+    """Sockets and device files alone are writable; a file with a driver's name elsewhere is not."""
+    targets = ("/dev/nvidia0", "/run/nvidia-persistenced/socket")
+    assert all(is_injected(target) and may_be_written(target) for target in targets)
+    assert not any(may_be_written(t) for t in ("/run/libcuda.so.1", "/dev/libcuda.so.1"))
 
 
 def test_links_to_the_drivers_libraries_are_the_toolkits(tmp_path: Path) -> None:

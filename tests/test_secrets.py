@@ -27,6 +27,7 @@ from sealrun.secrets import (
 )
 from sealrun.secrets.detect import MOST, PLACES
 from sealrun.secrets.look import PART, WHOLE
+from sealrun.secrets.names import holder
 from sealrun.secrets.shapes import SHAPES
 from sealrun.secrets.withheld import withheld
 
@@ -341,6 +342,22 @@ def test_data_that_holds_keys_by_its_names_is_named(
     assert all(one.place.startswith(f"the data file /home/me/{mounted}") for one in looked.found)
     if named:
         assert "holds what looks like a key (of " in looked.found[0].words()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("huggingface/token", "huggingface/stored_tokens", ".netrc", "_netrc", ".aws/credentials"),
+        *("gcloud/application_default_credentials.json", "gcloud/credentials.db", ".env"),
+        *(".git-credentials", ".kaggle/kaggle.json", "kaggle/access_token", ".docker/config.json"),
+        *(".ssh/id_ecdsa_sk", ".ssh/identity", "gh/hosts.yml", ".pypirc", ".npmrc"),
+    ],
+)
+def test_each_programs_file_of_logins_is_known(path: str) -> None:
+    """Below any home, and nowhere else by its bare name alone."""
+    assert holder(f"/home/me/{path}") is not None
+    assert holder(f"/home/me/{path}/x") is None
+    assert holder(f"/home/me/{path}.md") is None
 
 
 def test_a_changed_tree_of_ten_thousand_files_costs_its_look_up(repo: Repo, tmp_path: Path) -> None:

@@ -464,6 +464,11 @@ class Experiment:
                 tree_only=all(d.path.startswith(f"{WORKDIR}/") for d in discrepancies),
             )
         self.course.missing.extend(effective.unseen)
+        if container.brought:
+            self.course.missing.append(
+                f"{len(container.brought)} paths in the container are the GPU driver's, as the "
+                "engine's toolkit mounted them: no image holds them to compare them with"
+            )
 
     def _verify_3(self, container: Container, check: ContainerCheck) -> None:
         acts = container.interference()

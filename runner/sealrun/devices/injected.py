@@ -4,6 +4,7 @@ Rules that this module keeps:
 
 - Only the names that the toolkit mounts are its own (libnvidia-container, ``src/nvc_info.c``; CDI
   files of nvidia-ctk); any other mount stays one that nobody asked for.
+- In the workdir, the environment and the experiment's own directories nothing is the toolkit's.
 - A file of the driver that could be written in the container is none of the toolkit's.
 - Links and the linker's cache, which its hooks make, are named one by one from what is mounted.
 """
@@ -15,13 +16,18 @@ import posixpath
 import re
 from typing import TYPE_CHECKING
 
+from sealrun.data import CONTAINER_HOME
+from sealrun.image.model import ENVIRONMENT, WORKDIR
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
 _LIBRARIES = re.compile(
-    r"lib(?:cuda|nvidia|nvcuvid|nvoptix|GLX_nvidia|EGL_nvidia|GLESv1_CM_nvidia|GLESv2_nvidia|"
-    r"vdpau_nvidia|nvidia-drm_gbm|cudadebugger|dxcore|d3d12)[A-Za-z0-9_-]*\.so(?:\.\d+)*"
+    # Of CUDA the driver's two alone: libcudart and its like come with packages.
+    r"lib(?:cuda|cudadebugger|dxcore|d3d12(?:core)?|"
+    r"(?:nvidia|nvcuvid|nvoptix|GLX_nvidia|EGL_nvidia|GLESv1_CM_nvidia|GLESv2_nvidia|vdpau_nvidia)"
+    r"[A-Za-z0-9_-]*)\.so(?:\.\d+)*"
 )
 _PROGRAMS = re.compile(
     r"nvidia-(?:smi|debugdump|persistenced|cuda-mps-(?:control|server)|imex(?:-ctl)?)"
@@ -40,6 +46,11 @@ _BELOW = (
     "/etc/nvidia/",
     "/dev/dxg",
 )
+#: Where no driver has a place: what stands there was sealed, or is the experiment's.
+_SEALED = (f"{WORKDIR}/", f"{ENVIRONMENT}/", f"{CONTAINER_HOME}/", "/out/", "/.sealrun/")
+_PACKAGES = frozenset({"site-packages", "dist-packages"})
+#: Sockets and device files, which are used by writing.
+_WRITTEN = ("/dev/nvidia", "/dev/dxg", "/run/nvidia-", "/var/run/nvidia-")
 #: Where its hooks tell the linker of the libraries.
 _CACHE = "/etc/ld.so.cache"
 _CONFIGURATION = "/etc/ld.so.conf.d"
@@ -48,10 +59,17 @@ _ITS_CONFIGURATION = re.compile(r"(?:00-|\d+-)?(?:nvcr|nvidia)-?[A-Za-z0-9._-]*\
 
 def is_injected(target: str) -> bool:
     """Tell whether a mount in a container has a name that the toolkit gives."""
+    if target.startswith(_SEALED) or _PACKAGES.intersection(target.split("/")):
+        return False
     name = posixpath.basename(target)
     return target.startswith(_BELOW) or any(
         pattern.fullmatch(name) for pattern in (_LIBRARIES, _PROGRAMS, _SETTINGS)
     )
+
+
+def may_be_written(target: str) -> bool:
+    """Tell whether what the toolkit mounts there is used by writing: no file of the driver is."""
+    return target.startswith(_WRITTEN)
 
 
 def brought(root: Path, targets: Iterable[str]) -> tuple[str, ...]:

@@ -179,7 +179,7 @@ def _runtime(text: str, devices: Sequence[Device]) -> list[Device] | None:
         for device in devices:
             chosen = (
                 (device.slot == int(slot) and device.index == int(number))
-                if slot.isdigit() and number.isdigit()
+                if slot.isdecimal() and number.isdecimal()
                 else word in {str(device.index), device.uuid, device.parent}
             )
             if chosen and device not in found:
@@ -230,7 +230,7 @@ def _position(word: str, devices: Sequence[Device]) -> Device | None:
 
 
 def _check_order(text: str, devices: Sequence[Device], environ: Mapping[str, str]) -> None:
-    numbered = any(word.strip().isdigit() for word in text.split(","))
+    numbered = any(word.strip().isdecimal() for word in text.split(","))
     kinds = {device.name for device in devices if device.parent is None}
     if not numbered or len(kinds) <= 1 or environ.get(CUDA_ORDER) == "PCI_BUS_ID":
         return

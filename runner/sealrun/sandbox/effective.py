@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sealrun.devices.access import unexpected
-from sealrun.devices.injected import device_files, is_injected
+from sealrun.devices.injected import device_files, is_injected, may_be_written
 from sealrun.sandbox import spec
 from sealrun.sandbox.cgroup import Accounts, accounts_of
 from sealrun.sandbox.protocol import Effective
@@ -140,8 +140,7 @@ def _by_engine(mount: MountLine, request: Request) -> bool:
     """Tell whether an engine makes a mount by itself, or a GPU's toolkit for it."""
     target = mount.target
     if request.devices is not None and request.devices.injected and is_injected(target):
-        # Sockets and device files are used by writing; the driver's files are not.
-        return "ro" in mount.options or target.startswith(("/dev/", "/run/"))
+        return "ro" in mount.options or may_be_written(target)
     return any(
         target == known or (known.endswith("/") and target.startswith(known))
         for known in _ENGINE_MOUNTS
