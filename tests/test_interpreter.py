@@ -604,6 +604,10 @@ def test_links_out_of_an_interpreter_are_never_carried(tmp_path: Path) -> None:
         (private(top / "lib") / "link").symlink_to(target)
         with pytest.raises(EnvironmentFault, match="opt/python/lib/link, which leads out of it"):
             list(interpreter.clean(interpreter.Obtained("n", "3.9.2", "", top), "usr/local/bin"))
+    private(tmp_path / "elsewhere" / "bin")
+    (tmp_path / "whole").symlink_to("elsewhere")
+    with pytest.raises(EnvironmentFault, match="is a link, which leads out of it"):
+        list(interpreter.clean(interpreter.Obtained("n", "3.9.2", "", tmp_path / "whole"), "bin"))
     os.mkfifo(private(tmp_path / "fifo") / "pipe")
     made = interpreter.Obtained("n", "3.9.2", "", tmp_path / "fifo")
     with pytest.raises(EnvironmentFault, match="neither a file nor a link"):

@@ -409,6 +409,10 @@ def clean(obtained: Obtained, names: str) -> Iterable[normal.Member]:
         EnvironmentFault: it holds what cannot stand in a layer.
     """
     top = obtained.directory
+    if top.is_symlink():
+        raise EnvironmentFault(
+            f"what uv fetched as {obtained.name} is a link, which leads out of it"
+        )
     home = HOME.strip("/")
     for directory, below, files in os.walk(top):
         links = [name for name in below if Path(directory, name).is_symlink()]
