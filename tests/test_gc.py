@@ -423,6 +423,16 @@ def test_beside_somebody_who_uses_layers_nothing_is_removed(
     assert collect(places).found
 
 
+def test_what_is_on_its_way_to_somebody_stays_for_a_day(places: Places) -> None:
+    """Uploads of copies and layers hold no lock of ours and may take hours; a dead one goes later."""
+    scratch = private(places.cache / "scratch")
+    (private(scratch / "sync-ab12" / "0") / "run-x.wandb").write_bytes(b"uploading")
+    (scratch / ("7" * 16 + ".tar")).write_bytes(b"a layer that is being mirrored")
+    (private(scratch / "base-x") / "root.tar").write_bytes(b"half")
+    assert [one.name for one in collect(places, later=2 * 3600).found] == ["scratch/base-x"]
+    assert len(collect(places, later=2 * 86400).found) == 2
+
+
 def test_links_are_not_followed(places: Places, tmp_path: Path) -> None:
     """A link in a place of ours goes as a link; what it leads to is not touched."""
     outside = tmp_path / "outside"

@@ -35,6 +35,8 @@ ABANDONED = 86400.0
 #: Where directories are moved to before they are emptied.
 GONE = "gone"
 _LAYER = re.compile(r"[0-9a-f]{64}(?:\.gz)?")
+#: Scratch of whoever sends something away: an upload, a layer for a mirror.
+_SENT = re.compile(r"sync-.+|[0-9a-f]{16}\.tar")
 _DRAFT = re.compile(r"[0-9a-f]{16}\.draft|\..+\.[0-9a-f]{16}")
 _RECORD = re.compile(r"(base|environment)-[0-9a-f]{64}\.json")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -84,7 +86,8 @@ class Search:
                 why = "an earlier gc was removing it when it died"
                 yield Finding(Kind.SCRATCH, f"gone/{path.name}", disk_usage(path), why, (path,))
         for path in _entries(cache / "scratch"):
-            yield from self._abandoned(path, f"scratch/{path.name}")
+            patience = ABANDONED if _SENT.fullmatch(path.name) else YOUNG
+            yield from self._abandoned(path, f"scratch/{path.name}", patience)
         for path in _entries(data / "unpacked"):
             yield from self._abandoned(path, f"unpacked/{path.name}", ABANDONED)
         for directory in (data / "layers", data / "records", data / "fetched" / "records"):
