@@ -77,13 +77,13 @@ def command(
     repository = Repository.here()
     places = Places.of_user()
     identity = identify(repository)
-    spool = Spool(places.spool(identity), repository.algorithm)
-    tree = read_commit(repository, repository.resolve(rev), spool)
-    for line in in_commit(tree, Seen(places.cache / SEEN)).warnings():
-        voice.say(line)
-    effective = committed_policy(tree)
-    policy = effective.policy
     with keeping(places):
+        spool = Spool(places.spool(identity), repository.algorithm)
+        tree = read_commit(repository, repository.resolve(rev), spool)
+        for line in in_commit(tree, Seen(places.cache / SEEN)).warnings():
+            voice.say(line)
+        effective = committed_policy(tree)
+        policy = effective.policy
         engine = connect(places)
         base, environment = prepare(tree, policy.image, places, engine, voice, make=True)
         # A token is given away by an approved policy alone: whoever can commit could name any server.
