@@ -450,9 +450,16 @@ class Bench:
         draft.replace(self.file)
         return self
 
-    def send(self) -> None:
-        """Be the sender, in a process of its own, until it ends by itself."""
-        subprocess.run(self.sender, env=os.environ | self.environment, check=True, timeout=120)
+    def send(self) -> list[dict[str, Any]]:
+        """Be the sender, in a process of its own, until it ends by itself; return its log."""
+        done = subprocess.run(
+            self.sender,
+            env=os.environ | self.environment,
+            stderr=subprocess.PIPE,
+            check=True,
+            timeout=120,
+        )
+        return [json.loads(line) for line in done.stderr.splitlines()]
 
     @property
     def sender(self) -> list[str]:
@@ -669,13 +676,14 @@ def test_telling_never_raises(bench: Bench) -> None:
 def test_a_server_in_trouble_is_tried_again_until_it_takes_the_notice(
     bench: Bench, httpserver: HTTPServer
 ) -> None:
-    """Status 500, 503 and 429 are tried again, and the same id comes each time."""
+    """Status 500, 503 and 429 are tried again and logged, and the same id comes each time."""
     for status in (500, 503, 429):
         httpserver.expect_ordered_request("/hook").respond_with_data("no", status=status)
     httpserver.expect_ordered_request("/hook").respond_with_data("ok")
     bench.configure(webhook(httpserver))
     bench.spool.put(notice())
-    bench.send()
+    log = bench.send()
+    assert [(line["event"], line["channel"]) for line in log] == [("not delivered", "c0")] * 3
     assert [answer.status_code for _, answer in httpserver.log] == [500, 503, 429, 200]
     assert len({request.headers["Idempotency-Key"] for request, _ in httpserver.log}) == 1
     # Each try was answered: none may have arrived unknown to us.

@@ -763,13 +763,17 @@ def test_nothing_happens_where_no_mirror_is_configured(machine: Machine) -> None
 
 
 def test_a_run_is_mirrored_in_the_background(machine: Machine, destination: Destination) -> None:
-    """Somebody does it later and ends; several requests are one, and nothing waits any more."""
+    """Somebody does it later, says so in a log and ends; several requests are one, none waits."""
     machine.configure(f"[mirror]\nsettle = 0\n{destination.text}")
     assert after(machine) == "None"
     machine.run()
     assert after(machine) == "None"
     wait_for(lambda: not waiting(machine) and not background(machine))
     assert machine.status()[0]["state"] == "whole"
+    log = (machine.cli.home / "state/mirror/background.log").read_text()
+    last = json.loads(log.splitlines()[-1])
+    assert (last["event"], last["why"]) == ("mirrored", None)
+    assert last["workspace"] == str(machine.repo.path)
 
 
 @pytest.mark.parametrize("rounds", [3, pytest.param(30, marks=pytest.mark.soak)])

@@ -8,17 +8,18 @@ Rules that this module keeps:
 - It runs isolated Python: nothing of the workspace or of the caller's environment is imported.
 - Of those that do one thing there is one: it holds a lock for its life, and the kernel gives the lock
   back however it dies.
-- Whatever goes wrong ends it with a line in its log.
+- Whatever goes wrong ends it with a line in its log. A line is one JSON object: what it repeats may be
+  hostile, and stays one line.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import signal
 import subprocess
 import sys
-import time
 from typing import TYPE_CHECKING
 
 from sealrun.errors import SealrunError
@@ -80,10 +81,31 @@ def live(work: Callable[[], None], what: str) -> int:
     try:
         work()
     except (OSError, SealrunError) as error:
-        moment = time.strftime("%Y-%m-%d %H:%M:%S")
-        sys.stderr.write(f"{moment} {what} ended: {error}\n")
+        note(f"{what} ended", why=str(error))
         return 1
     return 0
+
+
+def note(event: str, **facts: str | int | None) -> None:
+    """Write a line to the log of this process: when, what happened, and its facts.
+
+    Args:
+        event: what happened, in words that are always the same.
+        facts: about it; no secret, for the log is kept.
+    """
+    # As heavy as all else that such a process imports; a quiet life does without.
+    import structlog
+
+    line = structlog.wrap_logger(
+        structlog.WriteLogger(sys.stderr),
+        processors=[
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.JSONRenderer(sort_keys=True),
+        ],
+    )
+    # A log that cannot be written is no reason to end.
+    with contextlib.suppress(OSError):
+        line.info(event, **facts)
 
 
 def become(lock: Path) -> int | None:

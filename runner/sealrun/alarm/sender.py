@@ -7,7 +7,8 @@ Rules that this module keeps:
   twice.
 - Channels are independent: each has its own tries and its own failures, and one that is dead holds
   up no other.
-- A failing channel is tried until its notices are too old; then they are given up, on record.
+- A failing channel is tried until its notices are too old; then they are given up, on record. Each
+  failure is a line in the sender's log.
 - A sender that has nothing to try but channels that cannot be used as configured ends; the notices
   wait for the next one.
 - The configuration is read again when it changes, and then everything is tried at once.
@@ -20,6 +21,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from sealrun import detached
 from sealrun.alarm import config, schedule
 from sealrun.alarm.config import AlarmError
 from sealrun.alarm.notice import Kind
@@ -202,6 +204,7 @@ class _Sender:
         elif told is not None:
             first, why, wish = told.sending.retry, result.why, result.wish
             self._note(name, lambda state: failed(state, now, why, first=first, wish=wish))
+            detached.note("not delivered", channel=name, notices=len(message.notices), why=why)
         for notice in message.notices:
             one = self._waiting.get(notice.id)
             if one is None or one.to is None:

@@ -2,6 +2,7 @@
 
 Rules that this module keeps:
 
+- Each try is a line in its log.
 - One at a time; whoever ends a run while it lives leaves a file that it finds.
 - A repository that was asked for is left alone until nobody asked for ``settle`` seconds.
 - A destination that fails is tried again after twice the time; after ``PATIENCE`` the process ends,
@@ -15,6 +16,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sealrun import detached
 from sealrun.alarm.schedule import delay
 from sealrun.errors import SealrunError
 from sealrun.git import Repository
@@ -119,5 +121,11 @@ def _is_whole(
             key = destination.key(due.repository)
             before = memory.standing(due.repository, key, destination.name)
             memory.remember(due.repository, key, failed(before, error))
+        detached.note("not mirrored", workspace=due.workspace, why=error.message)
         return False
+    for name, standing in found.items():
+        event = "mirrored" if standing.why is None else "not mirrored"
+        detached.note(
+            event, workspace=due.workspace, destination=name, seq=standing.seq, why=standing.why
+        )
     return all(standing.why is None for standing in found.values())
