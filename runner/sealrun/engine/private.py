@@ -33,6 +33,7 @@ from sealrun.engine.endpoints import Candidate
 from sealrun.engine.install import SBIN, System, advice, find_program, install
 from sealrun.errors import EngineUnavailable, Fault
 from sealrun.guard.filesystem import boot_id, mount_of, read_mounts
+from sealrun.guard.processes import born
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -46,8 +47,6 @@ _START = 60.0
 _STOP = 60.0
 _LINES_SHOWN = 12
 _LOG_LIMIT = 10 << 20
-#: Field 22 of /proc/PID/stat, counted after the command's closing parenthesis (proc(5)).
-_START_TIME = 19
 #: Since this major version an engine's id stands in its own data directory.
 _OWN_ID = 23
 
@@ -156,7 +155,7 @@ def process_of(ours: Private) -> int | None:
     pid, started = recorded.get("pid"), recorded.get("started")
     if not isinstance(pid, int) or recorded.get("boot") != boot_id():
         return None
-    if _start_time(pid) != started or str(ours.data) not in _command_line(pid):
+    if born(pid) != started or str(ours.data) not in _command_line(pid):
         return None
     return pid
 
@@ -235,7 +234,7 @@ def _start(ours: Private, task: Task) -> None:
         process = _spawn(ours, command(ours, bridge.name, storage))
         document = {
             "pid": process.pid,
-            "started": _start_time(process.pid),
+            "started": born(process.pid),
             "boot": boot_id(),
             "storage": storage,
             "bridge": bridge.record(),
@@ -335,15 +334,13 @@ def _answers(ours: Private) -> bool:
 
 
 def _gone(ours: Private, patience: float) -> bool:
-    deadline = time.monotonic() + patience
-    while time.monotonic() < deadline:
-        pid = process_of(ours)
-        if pid is None:
-            return True
-        # Reap it where it is our own child.
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(pid, os.WNOHANG)
-        time.sleep(0.05)
+    """Wait for our engine's end, and reap it where it is our own child."""
+    import psutil
+
+    pid = process_of(ours)
+    with contextlib.suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
+        if pid is not None:
+            psutil.Process(pid).wait(patience)
     return process_of(ours) is None
 
 
@@ -366,15 +363,15 @@ def _clear(ours: Private) -> None:
 
 def _helpers(ours: Private) -> list[int]:
     """Return containerd and its shims whose command lines name our runtime directory."""
+    import psutil
+
     found: list[int] = []
     marks = (f"{ours.runtime}/", f"-namespace\0{ours.name}\0")
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdecimal():
-            continue
-        line = _command_line(int(folder.name))
+    for pid in psutil.pids():
+        line = _command_line(pid)
         program = Path(line.partition("\0")[0]).name
         if program.startswith("containerd") and any(mark in line for mark in marks):
-            found.append(int(folder.name))
+            found.append(pid)
     return found
 
 
@@ -401,19 +398,13 @@ def _read_record(ours: Private) -> dict[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
-def _start_time(pid: int) -> int | None:
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-    except OSError:
-        return None
-    # A zombie has ended; only its parent has not heard of it.
-    return None if fields[:1] == [b"Z"] else int(fields[_START_TIME])
-
-
 def _command_line(pid: int) -> str:
+    """Return a process's arguments, each with a NUL after it; nothing where it cannot be seen."""
+    import psutil
+
     try:
-        return os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes())
-    except OSError:
+        return "".join(f"{argument}\0" for argument in psutil.Process(pid).cmdline())
+    except psutil.Error:
         return ""
 
 
