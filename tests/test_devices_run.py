@@ -200,6 +200,25 @@ def test_runs_on_different_gpus_run_beside_each_other(cli: Cli) -> None:
     first.communicate()
 
 
+def test_a_repetition_waits_too_and_counts_the_gpus_that_it_gets(cli: Cli) -> None:
+    """Which GPUs are whose is a matter of now: the record's numbers would name none of them."""
+    original, _ = seeing(cli, HIP_VISIBLE_DEVICES="2,1").run("python3", "train.py")
+    recorded = cli.json("show", original["run"])["run"]["variables"]
+    assert recorded["HIP_VISIBLE_DEVICES"] == "1,0"
+    first = cli.start("run", "--", "python3", "train.py", "100")
+    until(first, "stdout", "^begun")
+    again = seeing(cli, HIP_VISIBLE_DEVICES="0").start("reproduce", original["run"], "--json")
+    until(again, "stderr", "waiting for GPU 0")
+    first.send_signal(signal.SIGINT)
+    first.communicate()
+    output, errors = again.communicate()
+    assert b"Traceback" not in errors, errors
+    assert again.returncode in {0, 123}, (output, errors)
+    repeated = cli.json("log")["runs"][0]["run"]
+    variables = cli.json("show", repeated)["run"]["variables"]
+    assert variables["HIP_VISIBLE_DEVICES"] == "0"
+
+
 def test_an_interrupt_ends_the_wait(cli: Cli) -> None:
     """130 at once, a closed record, and the next in the line moves up."""
     first = cli.start("run", "--", "python3", "train.py", "100")

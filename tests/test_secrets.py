@@ -29,7 +29,7 @@ from sealrun.secrets.detect import MOST, PLACES
 from sealrun.secrets.look import PART, WHOLE
 from sealrun.secrets.names import holder
 from sealrun.secrets.shapes import SHAPES
-from sealrun.secrets.withheld import withheld
+from sealrun.secrets.withheld import given_back, withheld
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -238,6 +238,16 @@ def test_what_may_be_a_key_of_the_callers_stays_off_the_record(
     assert kept or value[2:] not in recorded[name]
 
 
+def test_only_what_was_passed_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record that says "withheld" of another variable takes none from whoever runs again."""
+    monkeypatch.setenv("MINE_KEY", "of today")
+    monkeypatch.setenv("OTHER", "of today")
+    recorded = withheld({"MINE_KEY": "k", "GONE_KEY": "k", "A": "1"}, ["MINE_KEY", "GONE_KEY"])
+    recorded["OTHER"] = "(withheld: a key)"
+    found = given_back(recorded, ["MINE_KEY", "GONE_KEY", "A"])
+    assert found == {"MINE_KEY": "of today", "OTHER": "(withheld: a key)", "A": "1"}
+
+
 def test_a_commit_is_looked_at_once(repo: Repo, tmp_path: Path) -> None:
     """An unchanged commit is answered without reading a file; of a changed one only the new files are."""
     files = {f"pkg/m{n}.py": f"x = {n}\n" for n in range(300)}
@@ -415,6 +425,8 @@ def test_a_run_warns_of_each_place_and_stays_clean(cli: Cli) -> None:
     assert cli.extra["WANDB_API_KEY"].encode() not in _everything(cli.home)
     again = cli("reproduce", result["run"], status=None)
     assert again.returncode == 0, again.stderr
+    # The repetition was given the key too, and its record holds it as little.
+    assert cli.extra["WANDB_API_KEY"].encode() not in _everything(cli.home)
 
 
 @pytest.mark.engine

@@ -51,7 +51,7 @@ from sealrun.verdict import Finding, Kind, Outcome, Phase
 from sealrun.workspace import checked_out, compare, replaced_objects
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Sequence
 
     from sealrun.course import Asked
     from sealrun.data import Dataset
@@ -380,7 +380,7 @@ class Experiment:
                 request,
                 self.datasets,
                 self.clock.timings,
-                self.policy.policy.sandbox.pass_variables,
+                self._passed(),
             )
         )
         with self.clock.step("create"):
@@ -392,6 +392,10 @@ class Experiment:
             # Beside verify 3: nothing is read from the container any more.
             self.removal = threading.Thread(target=self._remove, args=(container,))
             self.removal.start()
+
+    def _passed(self) -> Sequence[str]:
+        """Return the names of the variables that come from the caller."""
+        return self.policy.policy.sandbox.pass_variables
 
     def _await_removal(self) -> None:
         if self.removal is not None:

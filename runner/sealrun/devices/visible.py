@@ -29,6 +29,8 @@ ROCR = "ROCR_VISIBLE_DEVICES"
 #: Read by the HIP runtime, in this order; the last is taken for portability (ROCm documentation,
 #: "GPU isolation techniques").
 HIP = ("HIP_VISIBLE_DEVICES", CUDA)
+#: By which a program counts its GPUs.
+COUNTS = (CUDA_ORDER, ROCR, *HIP)
 #: Global numbers of a job's GPUs (srun(1), sbatch(1)); a step has its own.
 SLURM = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS")
 _LARGEST = 4096

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, cast
 from sealrun import determinism, leftovers, record
 from sealrun.course import Asked, Finished
 from sealrun.data import sha256_of, walk
+from sealrun.devices.visible import COUNTS
 from sealrun.errors import EnvironmentFault, Interrupted, UsageError
 from sealrun.experiment import Experiment
 from sealrun.image.archive import stack
@@ -57,7 +58,7 @@ from sealrun.secrets.withheld import given_back
 from sealrun.verdict import Finding, Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator, Mapping
+    from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 
     from sealrun.data import Dataset
     from sealrun.engine import Engine
@@ -198,6 +199,10 @@ class _Unwatched:
     def on_mutation(self, *_: object) -> None:
         """Never call anybody."""
 
+    def drain(self, run: str) -> Report:
+        """Return a report of nothing, after a wait for GPUs."""
+        return self.disarm(run)
+
     def disarm(self, run: str) -> Report:  # noqa: ARG002 - the guard's signature
         """Return a report of nothing."""
         from sealrun.guard.coverage import Coverage
@@ -281,13 +286,26 @@ class _Again(Experiment):
                 )
             return sealed
 
+    def _passed(self) -> Sequence[str]:
+        """Return the names of the variables that came from the original's caller."""
+        # Not self.policy's: that passes nothing, so that nothing new comes in.
+        recorded = self.original.opened.policy
+        names = recorded.values.get("sandbox.pass_variables") if recorded else None
+        return [str(name) for name in names] if isinstance(names, list | tuple) else []
+
     def _request(self, image: SealedImage, loading: Loading) -> Request:
         request = super()._request(image, loading)
         variables = self.original.progress.variables
         if variables is None:
             # Recorded before variables were: what the policy gives is what it gave then.
             return replace(request, environment=self._same_threads(request.environment))
-        request = replace(request, environment=self._same_threads(given_back(variables)))
+        given = given_back(variables, self._passed())
+        for name in COUNTS:
+            # What a program counts has to fit the GPUs that it gets now.
+            given.pop(name, None)
+            if name in request.environment:
+                given[name] = request.environment[name]
+        request = replace(request, environment=self._same_threads(given))
         if "SEALRUN_DETERMINISM" in variables:
             init = place_init(self.places.init, platform.machine(), determinism.module())
             request = replace(request, init=init.path)

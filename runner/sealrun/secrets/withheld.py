@@ -48,10 +48,17 @@ def withheld(variables: Mapping[str, str], passed: Collection[str]) -> dict[str,
     return kept
 
 
-def given_back(variables: Mapping[str, str]) -> dict[str, str]:
-    """Return recorded variables with the caller's own keys where some were withheld."""
+def given_back(variables: Mapping[str, str], passed: Collection[str]) -> dict[str, str]:
+    """Return recorded variables with the caller's own keys where some were withheld.
+
+    Args:
+        variables: as they are on record.
+        passed: names of those that came from the caller then; no other is taken from one now,
+            whatever its value on record looks like.
+    """
+    gone = {name for name in passed if variables.get(name, "").startswith(_WITHHELD)}
     return {
-        name: os.environ[name] if value.startswith(_WITHHELD) else value
+        name: os.environ[name] if name in gone else value
         for name, value in variables.items()
-        if not value.startswith(_WITHHELD) or name in os.environ
+        if name not in gone or name in os.environ
     }
