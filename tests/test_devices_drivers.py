@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from _devices import fake_amd, fake_nvml
+from sealrun.devices import visible
 from sealrun.devices.amd import Amd
 from sealrun.devices.assign import look
 from sealrun.devices.nvidia import Nvidia
@@ -200,3 +201,19 @@ def test_amds_users_are_those_with_memory_on_the_gpu(tmp_path: Path) -> None:
     users = [[(u.pid, u.name, u.memory) for u in provider.users(d)] for d in seen.selection.devices]
     assert users == [[(4711, "python3", 1048576)], []]
     assert provider.driver().version == "6.8.5"
+
+
+def test_parts_of_a_divided_gpu_are_devices_of_their_own(tmp_path: Path) -> None:
+    """Where parts share a number each is told apart, by the same name for whoever sees it alone."""
+    fake = fake_amd(tmp_path, gpus=3)
+    for node in (1, 2):
+        file = fake.sys / f"class/kfd/kfd/topology/nodes/{node}/properties"
+        file.write_text(file.read_text().replace(str(fake.number + node - 1), "77"))
+    driver = Amd(fake.sys, fake.dev, fake.proc)
+    one, two, other = driver.devices()
+    assert len({one.uuid, two.uuid, other.uuid}) == 3
+    assert other.uuid == f"GPU-{fake.number + 2:016x}"
+    chosen = visible.amd((one, two, other), {"ROCR_VISIBLE_DEVICES": "0,1"})
+    assert chosen.devices == (one, two)
+    (fake.dev / "dri/renderD128").unlink()
+    assert [device.uuid for device in driver.devices()] == [two.uuid, other.uuid]

@@ -11,6 +11,8 @@ Rules that this module keeps:
 from __future__ import annotations
 
 import os
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,13 +57,21 @@ class Amd:
         found: list[Device] = []
         for node in sorted(_listed(self._sys / _NODES), key=_number):
             values = _properties(node / "properties")
-            minor = values.get("drm_render_minor", 0)
-            render = self._dev / "dri" / f"renderD{minor}"
             # A node without SIMDs is a processor.
-            if not values.get("simd_count") or not os.access(render, os.R_OK | os.W_OK):
-                continue
-            found.append(self._device(node, values, len(found), render))
-        return tuple(found)
+            if values.get("simd_count"):
+                minor = values.get("drm_render_minor", 0)
+                render = self._dev / "dri" / f"renderD{minor}"
+                found.append(self._device(node, values, len(found), render))
+        # Parts of a divided GPU share its number on some kernels; each is a device here, by the same
+        # name for everybody, whichever of them a caller may open.
+        times = Counter(device.uuid for device in found)
+        seen = [device for device in found if os.access(device.nodes[0], os.R_OK | os.W_OK)]
+        return tuple(
+            replace(
+                device, index=index, uuid=_apart(device) if times[device.uuid] > 1 else device.uuid
+            )
+            for index, device in enumerate(seen)
+        )
 
     def _device(self, node: Path, values: Mapping[str, int], index: int, render: Path) -> Device:
         unique, location = values.get("unique_id", 0), values.get("location_id", 0)
@@ -105,6 +115,10 @@ class Amd:
                 number = _line(node / "gpu_id") or ""
                 return int(number) if number.isdigit() else None
         return None
+
+
+def _apart(device: Device) -> str:
+    return f"{device.uuid}-{device.nodes[0].rpartition('/')[2]}"
 
 
 def _number(path: Path) -> tuple[int, str]:
