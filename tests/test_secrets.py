@@ -288,6 +288,29 @@ def test_a_damaged_memory_costs_time_only(repo: Repo, tmp_path: Path) -> None:
         assert len(in_commit(repo.tree(), Seen(place)).found) == 1
 
 
+@pytest.mark.parametrize(
+    "rubbish",
+    [
+        "",
+        "x",
+        "{}",
+        "[1]",
+        '["abcd"]',
+        '[["a"]]',
+        '[["a",1,2,3,4]]',
+        '[[null,"k",1,"s"]]',
+        "[" * 9999,
+    ],
+)
+def test_a_damaged_answer_is_looked_for_again(repo: Repo, tmp_path: Path, rubbish: str) -> None:
+    """What stands in the memory and is no answer is none, whichever of its rows it is."""
+    repo.commit({"a.py": MADE["Groq key"]})
+    seen, tree = Seen(tmp_path / "keys.sqlite"), repo.tree()
+    seen.put({tree.tree: rubbish, tree.entries[0].oid: rubbish})
+    assert [one.place for one in in_commit(tree, seen).found] == ["a.py"]
+    assert seen.get(tree.tree) not in {None, rubbish}
+
+
 def test_what_a_run_left_is_looked_at_without_following_it(tmp_path: Path) -> None:
     """Links, FIFOs and devices are not opened; the end of a large file is looked at too."""
     out = tmp_path / "outputs" / "out"

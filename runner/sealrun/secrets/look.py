@@ -119,6 +119,8 @@ class Looked:
 _TOGETHER = 500
 #: As what is remembered of a blob without a key.
 _NOTHING = "[]"
+#: Of a key, as it is remembered: its kind, its line, what may be shown of it.
+_FIELDS = 3
 #: File of what was found before, in the user's cache.
 SEEN = "keys.sqlite"
 
@@ -215,9 +217,9 @@ def in_commit(tree: CommittedTree, seen: Seen, seconds: float | None = None) -> 
     what, size = "the commit", sum(entry.size for entry in tree.entries)
     # Submodules hang on commits, not on the tree alone.
     identity = " ".join((tree.tree, *(commit for _, commit in tree.submodules)))
-    known = seen.get(identity)
+    known = _found(seen.get(identity))
     if known is not None:
-        return Looked(what, _found(known), size, size)
+        return Looked(what, known, size, size)
     answers = seen.some([entry.oid for entry in tree.entries])
     until = None if seconds is None else time.monotonic() + seconds
     new: dict[str, str] = {}
@@ -225,15 +227,17 @@ def in_commit(tree: CommittedTree, seen: Seen, seconds: float | None = None) -> 
     read = left = 0
     for entry in tree.entries:
         answer = answers.get(entry.oid) or new.get(entry.oid)
-        if answer is None:
+        keyed = _keys(answer)
+        if keyed is None:
             if until is not None and time.monotonic() > until:
                 left += 1
                 continue
-            answer = new[entry.oid] = _of_blob(tree, entry)
+            new[entry.oid] = _of_blob(tree, entry)
+            keyed = _keys(new[entry.oid]) or ()
         read += entry.size
-        if answer != _NOTHING:
+        if keyed:
             place = entry.path.decode("utf-8", "backslashreplace")
-            found += [Found(place, Key(*row)) for row in json.loads(answer)]
+            found += [Found(place, key) for key in keyed]
     looked = Looked(what, tuple(found[:FOUND]), read, size, left)
     if not left:
         new[identity] = json.dumps(
@@ -244,8 +248,45 @@ def in_commit(tree: CommittedTree, seen: Seen, seconds: float | None = None) -> 
     return looked
 
 
-def _found(known: str) -> tuple[Found, ...]:
-    return tuple(Found(place, Key(*rest)) for place, *rest in json.loads(known))
+def _found(known: str | None) -> tuple[Found, ...] | None:
+    """Return what is remembered of a tree; None where nothing is, or rubbish."""
+    rows = _rows(known)
+    if rows is None or any(len(row) != 1 + _FIELDS for row in rows):
+        return None
+    return tuple(
+        Found(str(place), Key(str(kind), int(line), str(shown)))
+        for place, kind, line, shown in rows
+    )
+
+
+def _keys(known: str | None) -> tuple[Key, ...] | None:
+    """Return what is remembered of a blob; None where nothing is, or rubbish."""
+    if known == _NOTHING:
+        # Nearly every blob: not even parsed.
+        return ()
+    rows = _rows(known)
+    if rows is None or any(len(row) != _FIELDS for row in rows):
+        return None
+    return tuple(Key(str(kind), int(line), str(shown)) for kind, line, shown in rows)
+
+
+def _rows(known: str | None) -> list[list[str | int]] | None:
+    """Return the rows of an answer, each ending in a key's kind, line and public part."""
+    if known is None:
+        return None
+    try:
+        rows = json.loads(known)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(rows, list) or not all(
+        isinstance(row, list)
+        and len(row) >= _FIELDS
+        and isinstance(row[-2], int)
+        and all(isinstance(one, str) for one in (*row[:-2], row[-1]))
+        for row in rows
+    ):
+        return None
+    return rows
 
 
 def _of_blob(tree: CommittedTree, entry: Entry) -> str:
