@@ -433,6 +433,55 @@ def test_what_is_on_its_way_to_somebody_stays_for_a_day(places: Places) -> None:
     assert len(collect(places, later=2 * 86400).found) == 2
 
 
+def test_a_directory_that_was_closed_goes_for_who_owns_it(places: Places, tmp_path: Path) -> None:
+    """What an experiment closed in its scratch is removed without root's powers, links left alone."""
+    closed = private(places.cache / "scratch" / "smoke-x" / "out" / "closed") / "more"
+    closed.mkdir()
+    (closed / "file").write_bytes(b"left")
+    elsewhere = private(tmp_path / "elsewhere") / "theirs"
+    elsewhere.mkdir(mode=0o500)
+    (closed.parent.parent / "link").symlink_to(elsewhere)
+    closed.chmod(0)
+    closed.parent.chmod(0)
+    script = """
+import sys, time
+from pathlib import Path
+from sealrun.gc.sweep import Collection
+from sealrun.progress import Silent
+from sealrun.state import Places
+places = Places(*(Path(name) for name in sys.argv[1:]))
+done = Collection(
+    places, Silent(), unused=0, recent=0, connect=None, now=time.time() + 9000
+).collect()
+print([one.name for one in done.found], done.left)
+"""
+    roots = map(str, (places.state, places.data, places.cache, places.runtime))
+    powerless = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search", "--inh-caps=-all"]
+    done = subprocess.run(
+        [*powerless, sys.executable, "-c", script, *roots],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "['scratch/smoke-x'] ()\n"
+    assert not list(tmp_path.rglob("closed"))
+    assert elsewhere.stat().st_mode & 0o777 == 0o500
+
+
+def test_a_tree_of_any_depth_goes(places: Places) -> None:
+    """Directories below one another without end, as a container can make them, end no collection."""
+    top = private(places.cache / "scratch" / "smoke-x")
+    subprocess.run(
+        [sys.executable, "-c", "import os\nfor _ in range(3000): os.mkdir('d'); os.chdir('d')"],
+        cwd=top,
+        check=True,
+    )
+    (one,) = collect(places).found
+    assert one.size > 0
+    assert not list((places.cache / "scratch").iterdir())
+    assert not list((places.cache / "gone").iterdir())
+
+
 def test_links_are_not_followed(places: Places, tmp_path: Path) -> None:
     """A link in a place of ours goes as a link; what it leads to is not touched."""
     outside = tmp_path / "outside"
