@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from _engine import INFO, speaking
-from sealrun.engine import connect, endpoints, install, survey
+from sealrun.engine import connect, endpoints, install, probe, survey
 from sealrun.engine.bridge import choose_subnet, parse_networks
 from sealrun.engine.endpoints import candidates
 from sealrun.engine.install import System, advice, parse_families
@@ -209,6 +209,23 @@ def test_real_engine_is_found_and_probed(places: Places) -> None:
     assert found.probe.agrees
     assert not found.probe.cached
     assert found.engine.client.ping()
+
+
+@pytest.mark.engine
+def test_a_probe_removes_what_a_killed_one_left(
+    places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container that no probe can be using any more goes with the next one; a young one stays."""
+    engine = connect(places)
+    body = {"Image": "sealrun/probe:1", "Cmd": ["/never-started"], "Labels": {"sealrun.probe": "1"}}
+    left = engine.client.create_container_from_config(body, None)["Id"]
+    assert probe.run_probe(engine, [tmp_path]).agrees
+    created = engine.client.containers(all=True, filters={"id": left})[0]["Created"]
+    monkeypatch.setattr(probe, "_LONGEST", 3.0)
+    while time.time() - created <= 3.0:
+        time.sleep(0.1)
+    assert probe.run_probe(engine, [tmp_path]).agrees
+    assert engine.client.containers(all=True, filters={"id": left}) == []
 
 
 @pytest.mark.engine

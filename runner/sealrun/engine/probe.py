@@ -5,7 +5,8 @@ Rules that this module keeps:
 - A random nonce, written here, is read back through the engine: only equal bytes count.
 - Nothing runs: a container is created with the directory mounted, and never started; the engine
   mounts what a container has when it is asked for an archive of it (Engine API, ContainerArchive).
-- The container is removed whatever happens; the image, one empty directory, stays for next time.
+- The container is removed whatever happens, by the next probe where this one is killed; the image,
+  one empty directory, stays for next time.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import json
 import secrets
 import tarfile
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +36,8 @@ _TARGET = "probe"
 _NONCE = "nonce"
 #: Bytes of an archive that we are willing to read: a nonce takes two blocks of 10 KiB at most.
 _MOST = 1 << 16
+#: Seconds after which a probe's container is a dead one's: a probe takes a few milliseconds.
+_LONGEST = 300.0
 
 
 @dataclass(frozen=True)
@@ -71,9 +75,20 @@ def run_probe(engine: Engine, directories: Sequence[Path]) -> Probe:
     asked = tuple(map(str, directories))
     try:
         different = tuple(str(d) for d in directories if not _same(engine, d))
+        _clear(engine.client)
     except (docker.errors.DockerException, requests.RequestException, OSError) as error:
         return Probe(asked, (), str(error))
     return Probe(asked, different, None)
+
+
+def _clear(client: Any) -> None:  # noqa: ANN401 - docker-py ships no types
+    """Remove the containers of probes that were killed."""
+    import docker.errors
+
+    for found in client.containers(all=True, filters={"label": _LABEL}):
+        if time.time() - found["Created"] > _LONGEST:
+            with contextlib.suppress(docker.errors.APIError):
+                client.remove_container(found["Id"], force=True, v=True)
 
 
 def _same(engine: Engine, directory: Path) -> bool:
