@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from sealrun import leftovers
 from sealrun.errors import SandboxError
+from sealrun.gc.sweep import remove
 from sealrun.ledger import new_ulid
 from sealrun.request import request_for
 from sealrun.sandbox.check import ContainerCheck
@@ -140,7 +141,9 @@ def smoke(  # noqa: PLR0913 - everything that decides how an experiment runs
             _verify(container, check, listener)
             return _first_line(container, patience, scratch / "log", policy.limits.log)
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        # What cannot go now sealrun gc removes; a container may have left any tree.
+        with contextlib.suppress(OSError):
+            remove(scratch, places)
         shutil.rmtree(directory, ignore_errors=True)
 
 
