@@ -80,6 +80,20 @@ def test_every_way_of_writing_is_found(site: Site, writer: str) -> None:
     assert report.coverage.complete
 
 
+def test_directories_of_any_depth_leave_the_guard_alive(site: Site) -> None:
+    """A thousand nested directories, more than Python nests calls, end neither look nor guard."""
+    deep = "/".join(["d"] * 1200)
+    site.sh(f"mkdir -p {deep}")
+    try:
+        assert site.arm().complete
+        site.sh(f"mkdir -p e/{deep}; echo 'SCALAR_LR = 0.3' > train.py")
+        report = site.drain()
+        assert [m.path for m in report.mutations] == [b"train.py"]
+        assert report.coverage.complete
+    finally:
+        site.sh("rm -rf d e")
+
+
 def test_evidence_is_the_foreign_bytes(site: Site) -> None:
     """The foreign bytes survive a reset, under their sha256, with the ids that git would give."""
     site.arm()

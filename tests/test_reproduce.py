@@ -279,11 +279,13 @@ def test_doctor_says_which_runs_could_be_rebuilt(cli: Cli, repo: Repo) -> None:
     content = file.read_bytes()
     file.unlink()
     told = cli("doctor", "--reproducible", status=125).stdout
-    assert f"the base layer sha256:{file.name} is not stored whole" in told
+    digest = file.name.removesuffix(".gz")
+    assert f"the base layer sha256:{digest} is not stored whole" in told
     remove_images(cli, repo, [first["run"]])
     assert "cannot be rebuilt" in cli("reproduce", first["run"], status=125).stderr
-    file.write_bytes(content.replace(b"own-base", b"odd-base"))
-    assert "do not hash" in cli("doctor", "--reproducible", status=125).stdout
+    half = len(content) // 2
+    file.write_bytes(content[:half] + bytes([content[half] ^ 1]) + content[half + 1 :])
+    assert "is damaged" in cli("doctor", "--reproducible", status=125).stdout
     file.write_bytes(content)
     reference = f"refs/sealrun/runs/{first['run']}"
     repo.git("update-ref", "-d", reference)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from sealrun.doctor.model import Check, Grade
 from sealrun.guard.filesystem import mount_of, read_mounts
+from sealrun.guard.walking import walk
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -76,7 +77,7 @@ def workspace(top: Path) -> Iterable[Check]:
     if limits is None:
         yield Check("inotify", Grade.WARN, "its limits cannot be read here")
         return
-    directories = 1 + sum(len(below) for _, below, _ in os.walk(top))
+    directories = 1 + sum(len(below) for _, below, _ in walk(os.fsencode(top)))
     yield judge_limits(limits, directories)
 
 

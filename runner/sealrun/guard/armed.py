@@ -26,6 +26,7 @@ from sealrun.guard.filesystem import now
 from sealrun.guard.manifest import LINK, Guarded, Manifest
 from sealrun.guard.messages import encode
 from sealrun.guard.mutations import Evidence, EvidenceStore, GitChange, Mutation, Rewrite
+from sealrun.guard.walking import walk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -128,7 +129,7 @@ class ArmedRun:
             if not os.path.isdir(root):
                 found.add(os.path.dirname(root))
                 continue
-            found.update(at for at, _, _ in os.walk(root))
+            found.update(at for at, _, _ in walk(root))
         return found
 
     def take_stock(self, position: int) -> None:
@@ -506,7 +507,7 @@ def _identity_at(path: bytes) -> Identity | None:
 
 def _inventory(root: bytes) -> dict[bytes, Identity]:
     found: dict[bytes, Identity] = {}
-    for at, names, files in os.walk(root):
+    for at, names, files in walk(root):
         for path in (at, *(os.path.join(at, name) for name in (*files, *names))):
             mark = _identity_at(path)
             # A directory's times change with its entries, which stand here themselves.

@@ -54,6 +54,7 @@ from sealrun.guard.mutations import (
 )
 from sealrun.guard.observer import Event, Observer, Raw
 from sealrun.guard.standing import BETWEEN, Standing, StandingRun
+from sealrun.guard.walking import walk
 from sealrun.reasons import Reason
 
 if TYPE_CHECKING:
@@ -347,7 +348,7 @@ class Guard:
 
     def _arrived(self, path: bytes) -> None:
         if any(run.is_data(path) for run in self._runs.values()):
-            for at, _, files in os.walk(path):
+            for at, _, files in walk(path):
                 self._wanted.add(at)
                 self._observer.cover(at)
                 for name in files:
@@ -361,7 +362,7 @@ class Guard:
         self._account()
 
     def _cover_new(self, path: bytes) -> None:
-        for at, names, _ in os.walk(path):
+        for at, names, _ in walk(path):
             names[:] = [name for name in names if name not in _HEAVY]
             if len(self._new) >= NEW_DIRECTORIES:
                 self._new = {d for d in self._new if self._observer.has(d)}

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sealrun.guard.mutations import GitChange
+from sealrun.guard.walking import walk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -73,7 +74,7 @@ class GitPlaces:
                 seen.add(directory)
                 yield directory
         for base in dict.fromkeys((self.common, self.own)):
-            for at, names, _ in os.walk(os.path.join(base, b"refs")):
+            for at, names, _ in walk(os.path.join(base, b"refs")):
                 names[:] = [n for n in names if not (at.endswith(b"/refs") and n == b"sealrun")]
                 yield at
 
@@ -136,7 +137,7 @@ def snapshot(places: GitPlaces) -> Snapshot:
         for name in names:
             _digest(digests, base, name)
     for directory in (b"hooks", b"info", b"refs/replace"):
-        for at, subdirectories, files in os.walk(os.path.join(places.common, directory)):
+        for at, subdirectories, files in walk(os.path.join(places.common, directory)):
             subdirectories.sort()
             for name in sorted(files):
                 if name.endswith((b".sample", b".lock")) or len(digests) > _FILES:
