@@ -338,10 +338,11 @@ def test_a_command_that_fails_is_125_and_shows_its_last_lines(cli: Cli, repo: Re
 
 @pytest.mark.engine
 def test_what_a_command_left_goes_with_it_however_deep(cli: Cli, repo: Repo) -> None:
-    """Directories below one another by the thousand are no trouble and are gone afterwards."""
+    """Directories below one another by the thousand end the command, and are gone afterwards."""
     deep = "import os\nos.chdir('/out')\nfor _ in range(1500): os.mkdir('d'); os.chdir('d')\n"
     repo.commit({"train.py": deep}, "deep")
-    cli("warm", "--", "python3", "train.py")
+    done = cli("warm", "--", "python3", "train.py", status=125)
+    assert "more new files, or deeper directories, than" in done.stderr
     assert not list((cli.places.cache / "scratch").glob("smoke-*"))
     assert not list((cli.places.cache / "gone").glob("*"))
 

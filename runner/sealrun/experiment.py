@@ -99,9 +99,16 @@ class Experiment:
         Raises:
             SealrunError: nothing was judged: bad input, or trouble of ours, which is on record.
         """
-        with self.clock.step("resolve"):
-            self.tree = self._committed_tree()
-            committed = committed_policy(self.tree)
+        # Until all that the image is made of is on record and a container stands on it, sealrun gc
+        # leaves spool, layers and images alone.
+        with contextlib.ExitStack() as self.kept:
+            self.kept.enter_context(keeping(self.places))
+            with self.clock.step("resolve"):
+                self.tree = self._committed_tree()
+                committed = committed_policy(self.tree)
+            return self._on_record(committed)
+
+    def _on_record(self, committed: EffectivePolicy) -> Finished:
         with (
             leftovers.lock(self.directory),
             leftovers.writable_ledger(
@@ -297,9 +304,6 @@ class Experiment:
                 unenforced=engine.unenforced,
             )
             leftovers.clear_containers(sandbox, self.places, self.repository_id)
-        # Until all that the image is made of is on record and a container stands on it.
-        self.kept = self.until_recorded.enter_context(contextlib.ExitStack())
-        self.kept.enter_context(keeping(self.places))
         sealed = self._image(engine)
         self.course.add(*found_by.from_bytecode(sealed.bytecode))
         if not self._may_start():

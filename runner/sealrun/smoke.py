@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from sealrun.image.seal import Sealed
     from sealrun.policy import Policy
     from sealrun.progress import Listener
-    from sealrun.sandbox.protocol import Container
+    from sealrun.sandbox.protocol import Container, Ended
     from sealrun.state import Places
     from sealrun.tree import CommittedTree
 
@@ -50,6 +50,11 @@ _GRACE = 1.0
 _SETTLED = 2.0
 #: Bytes of output that are kept for the message.
 _KEPT = 1 << 16
+#: What ``Ended.stopped_for`` says.
+_FAULTS = {
+    "outputs": "it left more new files, or deeper directories, than [sandbox] outputs allows",
+    "lost": "the engine or somebody else ended its container",
+}
 
 
 @dataclass(frozen=True)
@@ -61,17 +66,19 @@ class Smoke:
         output: what it printed until it was over, as far as it was kept.
         exit_status: of the command, where it ended by itself; 126 and 127 as in a shell.
         seconds: until then.
+        fault: why it was ended by a limit or from outside, e.g. more new files than allowed.
     """
 
     line: str | None
     output: str
     exit_status: int | None
     seconds: float
+    fault: str | None = None
 
     @property
     def well(self) -> bool:
         """Whether it printed a line or did not fail."""
-        return self.exit_status in (None, 0)
+        return self.fault is None and self.exit_status in (None, 0)
 
 
 def smoke(  # noqa: PLR0913 - everything that decides how an experiment runs
@@ -202,7 +209,13 @@ def _first_line(container: Container, patience: float, log: Path, limit: int) ->
     text = kept.decode("utf-8", "replace")
     status = None if stopped.is_set() else ended.exit_status
     line = text.split("\n", 1)[0] if "\n" in text else None
-    return Smoke(line, text, status, time.monotonic() - began)
+    return Smoke(line, text, status, time.monotonic() - began, _fault(ended))
+
+
+def _fault(ended: Ended) -> str | None:
+    if ended.out_of_memory:
+        return "it used more memory than allowed"
+    return _FAULTS.get(ended.stopped_for or "", ended.stopped_for)
 
 
 def _nothing() -> None:

@@ -152,7 +152,12 @@ def command(
 
 
 def _smoke_document(tried: Smoke) -> dict[str, object]:
-    return {"line": tried.line, "exit_status": tried.exit_status, "seconds": tried.seconds}
+    return {
+        "line": tried.line,
+        "exit_status": tried.exit_status,
+        "seconds": tried.seconds,
+        "fault": tried.fault,
+    }
 
 
 def _tell_smoke(tried: Smoke) -> Status:
@@ -160,10 +165,8 @@ def _tell_smoke(tried: Smoke) -> Status:
     for line in tried.output.rstrip("\n").split("\n")[-_SHOWN:]:
         voice.say(f"  | {line}")
     if not tried.well:
-        voice.say(
-            f"error: the command ended with status {tried.exit_status} after {tried.seconds:.1f} s",
-            level=-1,
-        )
+        why = tried.fault or f"it ended with status {tried.exit_status}"
+        voice.say(f"error: the command failed after {tried.seconds:.1f} s: {why}", level=-1)
         voice.say("hint: a run would end like this too; see its last lines above.", level=-1)
         return Status.FAULT
     if tried.exit_status == 0:
