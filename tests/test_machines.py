@@ -7,6 +7,7 @@ import importlib.util
 import json
 import sqlite3
 import subprocess
+import time
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -270,13 +271,17 @@ print("val_bpb: 1.5")
 def _served(directory: Path, at: Path) -> Generator[Path]:
     """Mount a directory as a file server would: what is written behind it makes no event (FUSE)."""
     at.mkdir()
-    subprocess.run(
-        ["bindfs", "-o", "attr_timeout=0,entry_timeout=0", str(directory), str(at)], check=True
-    )
-    try:
-        yield at
-    finally:
-        subprocess.run(["umount", "--lazy", str(at)], check=True)
+    options = ["-f", "-o", "attr_timeout=0,entry_timeout=0"]
+    with subprocess.Popen(["bindfs", *options, str(directory), str(at)]) as server:
+        while not at.is_mount():
+            assert server.poll() is None, "the file system could not be mounted"
+            time.sleep(0.02)
+        try:
+            yield at
+        finally:
+            subprocess.run(["umount", "--lazy", str(at)], check=True)
+            # One that lost its mount in a bad moment was seen to spin for ever.
+            server.kill()
 
 
 @pytest.fixture
