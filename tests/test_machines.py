@@ -7,8 +7,8 @@ import importlib.util
 import json
 import sqlite3
 import subprocess
-import time
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
