@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +29,7 @@ from sealrun.image.provision import make_environment
 from sealrun.image.seal import seal
 from sealrun.policy import ImagePolicy
 from sealrun.progress import Silent
+from sealrun.shipped import shipped
 from sealrun.state import Places, private
 
 if TYPE_CHECKING:
@@ -751,3 +753,12 @@ def test_torch_is_carried(tmp_path: Path) -> None:
     program = "import torch, numpy; print(torch.from_numpy(numpy.ones(3)).sum().item())"
     (output,) = cases[0].run({"requirements.txt": text}, ["python3", "-c", program])
     assert output == "3.0\n"
+
+
+def test_our_own_uv_is_the_one_that_stands_in_environments() -> None:
+    """One version for the host and for images: then a machine without an index needs no other."""
+    pins = tomllib.loads(shipped("images", "uv", "pins.toml").read_text("utf-8"))
+    done = subprocess.run(
+        [install.uv_command(), "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split()[1] == pins["version"]
