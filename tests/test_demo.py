@@ -15,7 +15,7 @@ DEMO = Path(__file__).parents[1] / "examples" / "demo.py"
 
 
 @pytest.mark.engine
-@pytest.mark.soak(sample=True)
+@pytest.mark.soak
 @pytest.mark.timeout(1500)
 def test_the_demo_turns_out_as_it_is_told(tmp_path: Path) -> None:
     """Both nights, real training, a real rewriter and a lost machine; it checks each of its claims."""

@@ -29,6 +29,7 @@ def _relink(path: Path, target: str) -> None:
     path.symlink_to(target)
 
 
+@pytest.mark.soak
 def test_compiling_elsewhere_gives_the_same_bytes(tmp_path: Path) -> None:
     """The binary depends on source and compiler alone, not on directory, user or time."""
     for name in ("init.c", "build.py"):

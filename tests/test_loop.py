@@ -52,6 +52,7 @@ exit $status
 """
 
 
+@pytest.mark.soak
 def test_twenty_iterations_under_mutations(repo: Repo, tmp_path: Path) -> None:
     """The script's own SHA-256 equals the commit's blob each time that anything ran.
 
