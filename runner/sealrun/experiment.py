@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from sealrun.guard import Report
     from sealrun.image.model import Loading, SealedImage
     from sealrun.image.seal import Sealed
+    from sealrun.ownership.joined import Ownership
     from sealrun.policy import EffectivePolicy
     from sealrun.progress import Listener
     from sealrun.sandbox.protocol import Container, Request, Sandbox
@@ -571,7 +572,7 @@ class Experiment:
             seconds=course.seconds,
             interrupted=course.stopped_for is Outcome.STOPPED and verdict.kind is not Kind.ABORTED,
         )
-        self._close(finished)
+        self._close(finished, owners)
         return finished
 
     def _compare_again(self, before: Comparison, report: Report) -> None:
@@ -588,14 +589,14 @@ class Experiment:
             f"after the end: {after.files} files of the workspace, {after.size} bytes, by content"
         )
 
-    def _close(self, finished: Finished) -> None:
+    def _close(self, finished: Finished, owners: Ownership) -> None:
         course = self.course
         # Before the outputs are listed: the notes are not the experiment's.
         noted = determinism.take(self.out) if course.started else {}
         ended = course.ended
         with self.ledger.transaction() as tx:
             if course.report is not None:
-                self.around.record_alerts(tx.append, course.report.mutations, self.around.owners())
+                self.around.record_alerts(tx.append, course.report.mutations, owners)
             tx.append(
                 RunEnded(
                     run=self.id,

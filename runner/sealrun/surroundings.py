@@ -4,7 +4,8 @@ Rules that this module keeps:
 
 - What is found becomes a finding, an alert or a sentence of the coverage; nothing here judges.
 - Bytes of foreign changes are looked for in every commit, whoever committed it.
-- Whose a change is, is asked anew each time: sessions begin and hooks write while a run goes on.
+- Whose a change is, is asked anew at each moment of a run: sessions begin while it goes on. What
+  is said of one moment, as findings and as alerts, comes of one answer.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class Surroundings:
         directory: the run's own, with its evidence.
         meant: what the agent's hooks recorded; None where there are none.
         between: what the guard saw since the run before; None where it saw nothing.
+        before: whose the changes in it are, as far as was known then.
         foreign: the changes in it that foreign writers made.
         told: the alerts that were put on record.
     """
@@ -59,6 +61,7 @@ class Surroundings:
     course: Course
     meant: Log | None = None
     between: Report | None = None
+    before: Ownership | None = None
     foreign: tuple[Mutation, ...] = ()
     told: list[Alert] = field(default_factory=list[Alert])
 
@@ -73,10 +76,10 @@ class Surroundings:
     def look_back(self, guard: GuardClient) -> None:
         """Put on record what foreign writers did since the run before."""
         self.meant = self._intents()
-        owners = self.owners()
         self.between = between = guard.between()
         if between is None:
             return
+        self.before = owners = self.owners()
         self.foreign = tuple(m for m in between.mutations if owners.of(m).category == "foreign")
         self.course.add(
             *found_by.from_git_between(between.git), *found_by.from_gaps_between(between)
@@ -177,11 +180,11 @@ class Surroundings:
 
     def foreign_differences(self, comparison: Comparison) -> dict[bytes, Mutation]:
         """Return the last change of each differing path that only foreign writers changed."""
-        owners, found = self.owners(), dict[bytes, "Mutation"]()
+        if self.between is None or self.before is None:
+            return {}
+        found: dict[bytes, Mutation] = {}
         for difference in comparison.differences:
-            states = (
-                () if self.between is None else left_by(self.between, self.tree, difference.path)
-            )
-            if states and all(owners.of(state).category == "foreign" for state in states):
+            states = left_by(self.between, self.tree, difference.path)
+            if states and all(self.before.of(state).category == "foreign" for state in states):
                 found[difference.path] = states[-1]
         return found
