@@ -102,9 +102,8 @@ def request_for(  # noqa: PLR0913 - everything that decides how an experiment ru
         workdir=WORKDIR,
         environment=variables,
         user=user,
-        groups=sorted(
-            frozenset(devices.groups if devices else ()).union(*(groups for _, groups in shown))
-        ),
+        # Those that the data needs; the sandbox adds the devices'.
+        groups=sorted(frozenset[int]().union(*(groups for _, groups in shown))),
         mounts=(*(mount for mount, _ in shown), Mount(out, OUT, read_only=False)),
         limits=policy.sandbox.limits(),
         labels={
