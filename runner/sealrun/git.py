@@ -14,8 +14,10 @@ Rules that this module keeps:
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +26,7 @@ from sealrun.errors import Fault, ObjectCorrupt, RepositoryError, UsageError
 from sealrun.state import owner_for_root
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 #: Where the commits of runs are pinned, and snapshots live.
 RUN_REFS = "refs/sealrun/runs/"
@@ -140,6 +142,40 @@ class Git:
             words = errors.decode("utf-8", "replace").strip() or f"exit status {status}"
             raise GitFailed(f"git {arguments[0]} failed in {self.directory}: {words}")
         return output
+
+    def fed(self, *arguments: str, chunks: Iterable[bytes]) -> str | None:
+        """Run a git call on more than memory should hold at once.
+
+        Args:
+            arguments: of git.
+            chunks: its standard input. Whatever they raise ends git and is passed on.
+
+        Returns:
+            None where git took it all, else its words, never empty.
+        """
+        with self.popen(*arguments) as process:
+            # Ours to close: beside us, ``communicate`` reads what git says, however much that is.
+            feed, process.stdin = process.stdin, None
+            assert feed is not None  # noqa: S101 - popen makes pipes
+            heard: list[bytes] = []
+            reader = threading.Thread(target=lambda: heard.extend(process.communicate()))
+            reader.start()
+            try:
+                for chunk in chunks:
+                    feed.write(chunk)
+            except BrokenPipeError:
+                pass  # Why git ended, its status and its words say.
+            except BaseException:
+                process.kill()
+                raise
+            finally:
+                with contextlib.suppress(BrokenPipeError):
+                    feed.close()
+                reader.join()
+        if process.returncode == 0:
+            return None
+        words = heard[1].decode("utf-8", "replace").strip()
+        return words or f"exit status {process.returncode}"
 
 
 def current_directory() -> Path:

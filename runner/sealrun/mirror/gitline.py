@@ -230,21 +230,12 @@ class GitLine:
         """Make the commit that the line's ref gets, without moving any ref of the remote."""
         draft = "refs/heads/draft"
         self.git.attempt("update-ref", "-d", draft)
-        with self.git.popen("fast-import", "--quiet", "--done", "--date-format=raw") as process:
-            assert process.stdin is not None  # noqa: S101 - popen makes pipes
-            assert process.stderr is not None  # noqa: S101 - likewise
-            try:
-                for chunk in self._stream(change, before, draft):
-                    process.stdin.write(chunk)
-                process.stdin.close()
-            except BrokenPipeError:
-                pass
-            except BaseException:
-                process.kill()
-                raise
-            errors = process.stderr.read()
-        if process.returncode != 0:
-            raise GitFailed(f"git fast-import failed: {errors.decode('utf-8', 'replace').strip()}")
+        words = self.git.fed(
+            *("fast-import", "--quiet", "--done", "--date-format=raw"),
+            chunks=self._stream(change, before, draft),
+        )
+        if words is not None:
+            raise GitFailed(f"git fast-import failed: {words}")
         return self.git.run("rev-parse", "--verify", draft).strip().decode("ascii")
 
     def _stream(self, change: Change, before: str | None, ref: str) -> Iterator[bytes]:

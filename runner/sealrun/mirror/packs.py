@@ -31,19 +31,7 @@ def index_packs(line: Readable, repository: Path, packs: Sequence[tuple[int, Blo
     git = Git(repository)
     for number, pack in packs:
         what = f"the git objects of segment {number}"
-        with git.popen("index-pack", "--stdin", "--strict", "--fix-thin") as process:
-            assert process.stdin is not None  # noqa: S101 - popen makes pipes
-            assert process.stdout is not None  # noqa: S101 - likewise
-            assert process.stderr is not None  # noqa: S101 - likewise
-            try:
-                for chunk in contents(line, folder_of(number), pack, what):
-                    process.stdin.write(chunk)
-                process.stdin.close()
-            except BrokenPipeError:
-                pass
-            except BaseException:
-                process.kill()
-                raise
-            words = process.stderr.read().decode("utf-8", "replace").strip()
-        if process.returncode != 0:
-            raise Damaged(f"{what} are none that git takes: {words.splitlines()[-1:]}")
+        chunks = contents(line, folder_of(number), pack, what)
+        words = git.fed("index-pack", "--stdin", "--strict", "--fix-thin", chunks=chunks)
+        if words is not None:
+            raise Damaged(f"{what} are none that git takes: {words.splitlines()[-1]}")
