@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any
+from http.server import BaseHTTPRequestHandler
+from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import unquote, urlsplit
+
+from _http import served
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
@@ -149,15 +150,17 @@ def _file(repo: Repo, revision: str, path: str, wanted: str | None) -> Answer:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers one request; ``server.hub`` is the hub."""
+    """Answers one request."""
 
     protocol_version = "HTTP/1.1"
+    #: The one that is served.
+    hub: ClassVar[Hub]
     #: Set by what answered in place of the hub, byte by byte.
     answered = False
 
     def do_GET(self) -> None:
         self.answered = False
-        hub: Hub = self.server.hub  # type: ignore[attr-defined]  # set by ``serving``
+        hub = self.hub
         hub.asked.append((self.command, self.path, {k.lower(): v for k, v in self.headers.items()}))
         own = hub.instead.get(unquote(urlsplit(self.path).path))
         answer = own(self) if own else None
@@ -184,15 +187,5 @@ class Handler(BaseHTTPRequestHandler):
 def serving(hub: Hub | None = None) -> Generator[Hub]:
     """Serve a hub on this machine; its address is ``hub.url``."""
     hub = hub or Hub()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    server.hub = hub  # type: ignore[attr-defined]  # read by the handler
-    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    try:
+    with served(type("Bound", (Handler,), {"hub": hub})) as hub.url:
         yield hub
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

@@ -15,13 +15,13 @@ import json
 import subprocess
 import tarfile
 import tempfile
-import threading
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from _base import shared_cache
+from _http import served
 from sealrun.image import recipe, tool
 from sealrun.image.base import host_platform
 
@@ -177,14 +177,8 @@ def source(folder: Path) -> Generator[Source]:
         def log_message(self, *_: object) -> None:
             asked.append(self.path)
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder))) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-        thread.start()
-        try:
-            made = Source(folder, f"http://127.0.0.1:{server.server_address[1]}")
-            made.asked = asked
-            made.offer(VERSION, archive().read_bytes())
-            yield made
-        finally:
-            server.shutdown()
-            thread.join()
+    with served(partial(Handler, directory=str(folder))) as url:
+        made = Source(folder, url)
+        made.asked = asked
+        made.offer(VERSION, archive().read_bytes())
+        yield made

@@ -6,10 +6,11 @@ import base64
 import contextlib
 import gzip
 import json
-import threading
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from _http import served
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -108,19 +109,8 @@ class _Handler(BaseHTTPRequestHandler):
 def server() -> Iterator[Uploaded]:
     """Serve on a port of this machine."""
     uploaded = Uploaded()
-
-    handler = type("Handler", (_Handler,), {"uploaded": uploaded})
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    httpd.handle_error = lambda *_: None  # type: ignore[method-assign]  # the client hangs up
-    uploaded.url = f"http://127.0.0.1:{httpd.server_port}"
-    thread = threading.Thread(target=httpd.serve_forever)
-    thread.start()
-    try:
+    with served(type("Handler", (_Handler,), {"uploaded": uploaded})) as uploaded.url:
         yield uploaded
-    finally:
-        httpd.shutdown()
-        thread.join()
-        httpd.server_close()
 
 
 def _graphql(uploaded: Uploaded, asked: dict[str, Any]) -> dict[str, Any]:

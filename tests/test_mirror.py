@@ -12,10 +12,9 @@ import random
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import psutil
@@ -24,6 +23,7 @@ import pytest
 from _cli import Cli
 from _disk import fill, free, small_disk
 from _git import Repo
+from _http import served
 from _ledger import alert, ended, ledger_at, opened
 from sealrun.cli.alerts import parse_anchor
 from sealrun.errors import SealrunError
@@ -989,13 +989,8 @@ def https(tmp_path: Path) -> Iterator[str]:
     bare = bare_at(tmp_path / "served" / "night.git").path
     subprocess.run(["git", "config", "http.receivepack", "true"], cwd=bare, check=True)
     _Git.root, _Git.seen[:] = str(bare.parent), []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Git)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/night.git"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with served(_Git) as url:
+        yield f"{url}/night.git"
 
 
 @pytest.mark.parametrize("where", ["token", "token_file", "token_env", "url"])

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -19,6 +17,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from _cli import Cli
+from _http import served
 from sealrun.errors import SealrunError
 from sealrun.mirror import config, s3line
 from sealrun.mirror.format import EVENTS, line_name
@@ -27,6 +26,7 @@ from test_mirror import Machine, elsewhere, left_by
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from _git import Repo
@@ -291,8 +291,7 @@ def test_an_answer_that_is_lost_is_no_other_writer(store: S3) -> None:
             assert store.read(store.head()) == content
 
 
-@contextlib.contextmanager
-def _answering_late(store: str) -> Iterator[str]:
+def _answering_late(store: str) -> AbstractContextManager[str]:
     """Pass on to a store; of each object that is put twice the first answer is trouble."""
     trouble: set[bytes] = set()
 
@@ -319,15 +318,7 @@ def _answering_late(store: str) -> Iterator[str]:
         do_GET = _pass_on  # noqa: N815 - the names that http.server looks for
         do_PUT = _pass_on  # noqa: N815 - likewise
 
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=httpd.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{httpd.server_port}"
-    finally:
-        httpd.shutdown()
-        thread.join()
-        httpd.server_close()
+    return served(Handler)
 
 
 def test_a_store_that_is_gone_or_refuses_is_said_and_holds_nothing_up(
@@ -348,8 +339,7 @@ def test_a_store_that_is_gone_or_refuses_is_said_and_holds_nothing_up(
     assert rows == {"store": False, "disk": True}
 
 
-@contextlib.contextmanager
-def _rubbish() -> Iterator[str]:
+def _rubbish() -> AbstractContextManager[str]:
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, *_: object) -> None:
             """Say nothing."""
@@ -363,15 +353,7 @@ def _rubbish() -> Iterator[str]:
         do_GET = _rubbish  # noqa: N815 - the names that http.server looks for
         do_PUT = _rubbish  # noqa: N815 - likewise
 
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=httpd.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{httpd.server_port}"
-    finally:
-        httpd.shutdown()
-        thread.join()
-        httpd.server_close()
+    return served(Handler)
 
 
 def test_a_store_without_conditions_is_written_all_the_same(
