@@ -6,17 +6,20 @@
  *   refused /proc/1/fd, /proc/1/mem and ptrace (ptrace(2), "ptrace access mode checking").
  * - Nothing of the experiment runs before the gate byte, so the handshake line cannot be forged.
  * - The end of standard input ends everything, in every state: it is the dead man's switch.
- *   No state blocks in anything but ppoll.
+ *   No state blocks in anything but ppoll; what is copied before the first is copied in pieces,
+ *   and the switch is heeded between them.
  * - What is said after the experiment is said when all of its processes are dead, behind a marker
  *   that only the controller and this process know: it cannot be forged, delayed or blocked.
  * - Standard input is the only way to steer it. Signals from the container are passed on to the
  *   experiment or dropped by the kernel (pid_namespaces(7): signals to the namespace's init).
  *
- * Usage: sealrun-init join|split FILES -- COMMAND [ARGUMENT]...
+ * Usage: sealrun-init join|split FILES [FROM INTO] -- COMMAND [ARGUMENT]...
  *   join   standard error of the experiment is its standard output
  *   split  they stay apart
  *   FILES  how many descriptors a process may have; less where the engine itself has less, which
  *          an engine answers with an error when it is told the number
+ *   FROM   a directory whose directories and regular files are copied, before anything is reported,
+ *          to INTO, which is made: as the experiment's own, with the times of the files
  *
  * Standard output, first line: "sealrun-init 1 ready", "... not-found" or "... not-executable".
  * Standard input, in this order:
@@ -29,6 +32,7 @@
  */
 
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -134,6 +138,59 @@ static void terminate(int number) {
     }
 }
 
+/* The dead man's switch while we are busy: nobody has sent anything yet. */
+static void heed(void) {
+    struct pollfd polled = {0, POLLIN, 0};
+    if (poll(&polled, 1, 0) > 0 && !(polled.revents & POLLIN)) _exit(KILLED);
+}
+
+static void copy_file(int from, int into, const char *name, const struct stat *status) {
+    static char piece[1 << 16];
+    int source = openat(from, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+    int target = openat(into, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC,
+                        0600);
+    if (source < 0 || target < 0) die("cannot copy a cached file");
+    for (ssize_t got; (got = read(source, piece, sizeof piece)) != 0;) {
+        if (got < 0 && errno == EINTR) continue;
+        if (got < 0) die("cannot read a cached file");
+        for (ssize_t sent = 0; sent < got;) {
+            ssize_t count = write(target, piece + sent, (size_t)(got - sent));
+            if (count < 0 && errno != EINTR) die("cannot write a cached file");
+            if (count > 0) sent += count;
+        }
+        heed();
+    }
+    /* Builders compare times to see what has to be made again. */
+    const struct timespec times[2] = {status->st_mtim, status->st_mtim};
+    if (fchmod(target, status->st_mode & 0111 ? 0755 : 0644) != 0 || futimens(target, times) != 0)
+        die("cannot finish a cached file");
+    close(source);
+    close(target);
+}
+
+/* Copies a directory's content; both descriptors are closed. How deep it goes is bounded by what
+ * the controller puts there. */
+static void copy_tree(int from, int into) {
+    DIR *listing = fdopendir(from);
+    if (from < 0 || into < 0 || listing == NULL) die("cannot open a directory of caches");
+    struct dirent *entry;
+    while (errno = 0, (entry = readdir(listing)) != NULL) {
+        const char *name = entry->d_name;
+        struct stat status;
+        if (strcmp(name, ".") == 0 || strcmp(name, "..") == 0) continue;
+        if (fstatat(from, name, &status, AT_SYMLINK_NOFOLLOW) != 0) die("cannot copy caches");
+        if (S_ISREG(status.st_mode)) copy_file(from, into, name, &status);
+        if (!S_ISDIR(status.st_mode)) continue;
+        if (mkdirat(into, name, 0700) != 0) die("cannot make a directory of caches");
+        copy_tree(openat(from, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC),
+                  openat(into, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+    }
+    if (errno != 0) die("cannot list caches");
+    if (fchmod(into, 0755) != 0) die("cannot finish a directory of caches");
+    closedir(listing);
+    close(into);
+}
+
 enum left { SOME, NONE, MORE };
 
 /* Reaps without blocking; keeps the experiment's status. MORE: there is more to reap at once, but a
@@ -193,9 +250,11 @@ static void compose(struct message *messages, int status, int exec_errno) {
 
 int main(int count, char **arguments) {
     if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0) die("cannot become non-dumpable");
-    if (count < 5 || strcmp(arguments[3], "--") != 0) {
+    int plain = count >= 5 && strcmp(arguments[3], "--") == 0;
+    int copies = !plain && count >= 7 && strcmp(arguments[5], "--") == 0;
+    if (!plain && !copies) {
         errno = EINVAL;
-        die("usage: sealrun-init join|split FILES -- COMMAND [ARGUMENT]...");
+        die("usage: sealrun-init join|split FILES [FROM INTO] -- COMMAND [ARGUMENT]...");
     }
     if (getpid() != 1) {
         /* Anywhere else kill(-1) would reach the processes of a whole machine. */
@@ -203,7 +262,7 @@ int main(int count, char **arguments) {
         die("runs only as the first process of a container");
     }
     join_stderr = strcmp(arguments[1], "join") == 0;
-    char **argv = arguments + 4;
+    char **argv = arguments + (copies ? 6 : 4);
     struct rlimit files;
     if (getrlimit(RLIMIT_NOFILE, &files) != 0) die("cannot read limits");
     rlim_t wanted = strtoul(arguments[2], NULL, 10);
@@ -224,6 +283,13 @@ int main(int count, char **arguments) {
     int null = open("/dev/null", O_RDWR | O_CLOEXEC);
     int report[2];
     if (signals < 0 || null < 0 || pipe2(report, O_CLOEXEC | O_NONBLOCK) != 0) die("cannot start");
+
+    if (copies) {
+        const char *into = arguments[4];
+        if (mkdir(into, 0700) != 0) die("cannot make the directory of caches");
+        copy_tree(open(arguments[3], O_RDONLY | O_DIRECTORY | O_CLOEXEC),
+                  open(into, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+    }
 
     static char path[PATH_MAX];
     int missing = resolve(argv[0], path);

@@ -64,6 +64,21 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Seed:
+    """A directory that the init copies before it reports: what caches begin with.
+
+    Attributes:
+        source: path on this host; read-only directories and regular files.
+        target: absolute path in the container, on a scratch file system; made by the init.
+        size: bytes in all, which decide how long the init may take.
+    """
+
+    source: Path
+    target: str
+    size: int
+
+
+@dataclass(frozen=True)
 class Request:
     """A container as asked for: everything that decides how the experiment runs.
 
@@ -79,6 +94,7 @@ class Request:
         passwd: content of ``/etc/passwd`` with an entry for ``user``; likewise ``group``.
         seccomp: JSON text of the profile; None leaves the engine's own (a loosening, on record).
         devices: GPUs that the container gets; None for none.
+        seed: what is copied into the container before its gate; None for nothing.
     """
 
     name: str
@@ -100,6 +116,7 @@ class Request:
     writable_workdir: bool = True
     devices: Access | None = None
     groups: Sequence[int] = ()
+    seed: Seed | None = None
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 INIT_DIRECTORY = "/.sealrun"
 INIT = f"{INIT_DIRECTORY}/sealrun-init"
 HOME = "/home/run"
+#: Where the init finds what it copies: on a scratch file system, so that no image is touched.
+SEED = "/run/sealrun-seed"
 #: Scratch directories with the sticky bit, as on any system.
 SCRATCH: tuple[str, ...] = ("/tmp", "/var/tmp", "/run")  # noqa: S108 - paths inside the container
 #: Labels that say whose a container is; ``clear`` removes nothing without both.
@@ -43,11 +45,12 @@ def arguments(request: Request) -> list[str]:
 def entry_point(request: Request) -> list[str]:
     """Return the init's own part of the command line."""
     mode = "join" if request.join_stderr else "split"
-    return [INIT, mode, str(request.limits.open_files), "--"]
+    seed = [] if request.seed is None else [SEED, request.seed.target]
+    return [INIT, mode, str(request.limits.open_files), *seed, "--"]
 
 
 def mounts(request: Request, accounts: Path) -> tuple[Mount, ...]:
-    """Return every bind mount of a container: those asked for, the init's, the accounts'.
+    """Return every bind mount of a container: those asked for, the init's, the accounts', the seed.
 
     Args:
         request: what was asked for.
@@ -60,6 +63,7 @@ def mounts(request: Request, accounts: Path) -> tuple[Mount, ...]:
         Mount(request.init.parent, INIT_DIRECTORY),
         Mount(accounts / "passwd", "/etc/passwd"),
         Mount(accounts / "group", "/etc/group"),
+        *(() if request.seed is None else (Mount(request.seed.source, SEED),)),
     )
 
 
