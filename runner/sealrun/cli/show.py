@@ -30,7 +30,6 @@ from sealrun.cli.reading import (
     visible,
 )
 from sealrun.errors import Status, UsageError
-from sealrun.writers import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -311,6 +310,8 @@ def writer_in_words(writer: WriterFacts) -> str:
 
 
 def _process(process: Process) -> str:
+    from sealrun.writers import shown
+
     process = shown(process, os.geteuid())
     name = shlex.join(process.cmdline) if process.cmdline else process.exe or "unknown program"
     pid = "" if process.pid is None else f"pid {process.pid}, "
