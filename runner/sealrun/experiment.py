@@ -15,10 +15,11 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sealrun import approvals, determinism, leftovers, record
+from sealrun import approvals, determinism, facts, leftovers, record
 from sealrun import findings as found_by
 from sealrun.course import Course, Finished, Stopwatch
 from sealrun.data import HashCache, changes
@@ -51,8 +52,9 @@ from sealrun.verdict import Finding, Kind, Outcome, Phase
 from sealrun.workspace import checked_out, compare, replaced_objects
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Generator, Mapping, Sequence
 
+    from sealrun.caches.start import Given
     from sealrun.course import Asked
     from sealrun.data import Dataset
     from sealrun.engine import Engine
@@ -89,6 +91,7 @@ class Experiment:
         self.course = Course()
         self.removal: threading.Thread | None = None
         self.devices = NOTHING
+        self.caches: Given | None = None
         self.id = new_ulid()
         self.directory = places.run(repository_id, self.id)
         self.log = self.directory / "log"
@@ -375,19 +378,20 @@ class Experiment:
     def _contained(
         self, sandbox: Sandbox, engine: Engine, sealed: Sealed, loading: Loading
     ) -> None:
+        self.caches = self._caches(sealed.image)
         request = self._request(sealed.image, loading)
-        self.ledger.append(
-            record.sealed(
-                self.id,
-                engine,
-                sealed.image,
-                loading,
-                request,
-                self.datasets,
-                self.clock.timings,
-                self._passed(),
-            )
+        sealed_as = record.sealed(
+            self.id,
+            engine,
+            sealed.image,
+            loading,
+            request,
+            self.datasets,
+            self.clock.timings,
+            self._passed(),
         )
+        begun = self.caches.facts if self.caches else None
+        self.ledger.append(replace(sealed_as, caches=begun))
         with self.clock.step("create"):
             container = sandbox.create(request)
         self.kept.close()
@@ -412,6 +416,22 @@ class Experiment:
         except EngineError as error:
             self.listener.say(f"{error.message}; the next run clears the container")
 
+    def _caches(self, image: SealedImage) -> Given | None:
+        """Return what the compile caches begin with."""
+        if self.policy.policy.sandbox.caches == "fresh":
+            return None
+        from sealrun.caches.start import for_run
+
+        with self.clock.step("caches"):
+            return for_run(self.policy.policy, self._made_of(image), self.places, self.listener)
+
+    def _made_of(self, image: SealedImage) -> Mapping[str, object]:
+        """Return what decides whether compiled code is valid here."""
+        from sealrun.caches.key import parts
+
+        policy, devices = self.policy.policy, self.devices.access
+        return parts(self.repository_id, image, policy, facts.host(), devices)
+
     def _request(self, image: SealedImage, loading: Loading) -> Request:
         private(self.out)
         return request_for(
@@ -427,6 +447,7 @@ class Experiment:
             places=self.places,
             join_stderr=same_open_file(self.asked.stdout, self.asked.stderr),
             devices=self.devices.access,
+            seed=self.caches.copied if self.caches else None,
         )
 
     # -- 5: verify 2: the container against the manifests; then the gate -------------------------
@@ -472,6 +493,8 @@ class Experiment:
                 "help. Look at the disk, and at who can write to the engine's data.",
                 tree_only=all(d.path.startswith(f"{WORKDIR}/") for d in discrepancies),
             )
+        if self.caches is not None:
+            self.course.verified.append(self.caches.check(container))
         self.course.missing.extend(effective.unseen)
         if container.brought:
             self.course.missing.append(

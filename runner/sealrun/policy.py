@@ -129,6 +129,11 @@ class SandboxPolicy(_Section):
     gpus: Literal["caller", "none"] = Field(
         default="caller", description="GPUs: those the caller sees"
     )
+    caches: Literal["fresh", "warmed"] = Field(
+        default="fresh",
+        description="fresh: compile caches begin empty; warmed: with a copy of what the last "
+        "'sealrun warm -- COMMAND' compiled",
+    )
     memory: Memory | None = Field(
         default=None, description="bytes; without it as much as the caller has"
     )
@@ -590,6 +595,8 @@ def _loosenings(policy: Policy) -> Iterator[str]:
         yield f"sandbox.network: {box.network} instead of none"
     if box.seccomp != "sealrun":
         yield "sandbox.seccomp: the engine's own profile instead of sealrun's"
+    if box.caches != "fresh":
+        yield "sandbox.caches: runs execute what an earlier command compiled"
     if box.pass_variables:
         yield f"sandbox.pass_variables: {', '.join(box.pass_variables)} come from the caller"
     shipped_box = SandboxPolicy()

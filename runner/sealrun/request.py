@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from sealrun.devices.access import Access
     from sealrun.image.model import Loading, SealedImage
     from sealrun.policy import Policy
+    from sealrun.sandbox.protocol import Seed
     from sealrun.state import Places
     from sealrun.tree import CommittedTree
 
@@ -71,12 +72,16 @@ def request_for(  # noqa: PLR0913 - everything that decides how an experiment ru
     places: Places,
     join_stderr: bool,
     devices: Access | None = None,
+    seed: Seed | None = None,
+    filled: Path | None = None,
 ) -> Request:
     """Return the container that a run asks for.
 
     Args:
         out: the host's directory behind ``/out``; made writable for the experiment's user.
         devices: GPUs that are this run's.
+        seed: what the compile caches begin with.
+        filled: the host's directory behind the compile caches, where they are to be kept.
 
     Raises:
         Refused: the policy passes a variable that the caller does not have, or the experiment's
@@ -84,8 +89,10 @@ def request_for(  # noqa: PLR0913 - everything that decides how an experiment ru
         EnvironmentFault: there is no init for this machine.
     """
     user = experiment_user()
+    writable = {OUT: out} if filled is None else {OUT: out, caches.CACHES: filled}
     if os.getuid() == 0:
-        os.chown(out, *user)
+        for directory in writable.values():
+            os.chown(directory, *user)
     traced = determinism.is_traced(policy, image)
     init = place_init(places.init, platform.machine(), determinism.module() if traced else None)
     variables = environment(policy, image.environment.variables)
@@ -104,7 +111,10 @@ def request_for(  # noqa: PLR0913 - everything that decides how an experiment ru
         user=user,
         # Those that the data needs; the sandbox adds the devices'.
         groups=sorted(frozenset[int]().union(*(groups for _, groups in shown))),
-        mounts=(*(mount for mount, _ in shown), Mount(out, OUT, read_only=False)),
+        mounts=(
+            *(mount for mount, _ in shown),
+            *(Mount(source, target, read_only=False) for target, source in writable.items()),
+        ),
         limits=policy.sandbox.limits(),
         labels={
             "sealrun.run": run_id,
@@ -122,6 +132,7 @@ def request_for(  # noqa: PLR0913 - everything that decides how an experiment ru
         network=policy.sandbox.network,
         writable_workdir=policy.sandbox.workdir == "new-files",
         devices=devices,
+        seed=seed,
     )
 
 

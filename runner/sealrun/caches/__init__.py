@@ -1,13 +1,18 @@
-"""Where compilers inside an experiment keep what they compiled.
+"""Where compilers inside an experiment keep what they compiled, and what that begins with.
 
-Rules that this module keeps:
+Rules that this package keeps:
 
-- Each run has caches of its own, empty at its start and gone with its container: a writable cache
-  that runs share is a channel between them, and code that one leaves there is run by the next.
+- Each run has caches of its own, gone with its container: a writable cache that runs share is a
+  channel between them, and code that one leaves there is run by the next.
+- They are empty at the start, or, where the approved policy says so, begin with a copy of what one
+  ``sealrun warm -- COMMAND`` left: a seed, immutable, known by its digest and on record.
 - They are on scratch that files can be executed from, below one directory, and not in the workdir
   or ``/out``: what is compiled again at will is no output.
 - Every cache named here is found by the program's own variable; a policy that sets the same
   variable has the last word.
+
+``key`` says what a seed is good for, ``gather`` takes one out of a container's directory, ``store``
+keeps and checks it, ``start`` gives it to a run.
 """
 
 from __future__ import annotations

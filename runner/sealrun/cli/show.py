@@ -341,6 +341,14 @@ def _image(record: RunRecord) -> Iterator[str]:
             f"{visible(data.source)} at {visible(data.target)}: {data.files} files, "
             f"{data.hashed} hashed now, sha256 {data.digest}",
         )
+    if progress.caches is not None:
+        given = progress.caches
+        yield _pair(
+            "caches",
+            f"began with {given.files} files ({size(given.size)}) that commit {given.commit[:7]} "
+            f"compiled by {shlex.join(given.command)}, {local_time(given.made)}: "
+            f"sha256 {given.digest}",
+        )
     loading = progress.loading
     if loading is not None:
         yield _pair("loaded", f"{loading.way}, {size(loading.sent)} sent")

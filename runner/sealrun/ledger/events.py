@@ -238,6 +238,29 @@ class DataFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CacheFacts:
+    """What the compile caches of a run began with: the copy of a seed.
+
+    Attributes:
+        digest: sha256 of the seed's manifest.
+        files: how many.
+        size: bytes in all.
+        commit: whose code filled it.
+        command: that was run to fill it.
+        ended: how that command ended, in a clause.
+        made: when, ISO 8601.
+    """
+
+    digest: str
+    files: int
+    size: int
+    commit: str
+    command: tuple[str, ...] = _arguments()
+    ended: str = ""
+    made: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunProgress(Event):
     """A run has come further; fields that are None say nothing, later ones replace earlier ones.
 
@@ -254,6 +277,7 @@ class RunProgress(Event):
         init: digest of the container's PID 1.
         engine: what runs the container.
         data: what is mounted from outside the repository.
+        caches: what the compile caches began with; None where they were empty.
         variables: environment variables of the container.
         device_facts: the GPUs that the container gets, who else is on them, their driver.
         timings: seconds of each step so far.
@@ -273,6 +297,7 @@ class RunProgress(Event):
     init: str | None = None
     engine: EngineFacts | None = None
     data: tuple[DataFacts, ...] | None = None
+    caches: CacheFacts | None = None
     variables: Mapping[str, str] | None = None
     device_facts: Mapping[str, object] | None = None
     timings: Mapping[str, float] = field(default_factory=dict[str, float])

@@ -218,6 +218,14 @@ def _dependencies(record: RunRecord, left: Left) -> Iterator[Json]:
             of="sorted lines of sha256, two spaces, path",
             files=data.files,
         )
+    if progress.caches is not None:
+        yield _resource(
+            "caches",
+            _sha256(progress.caches.digest),
+            of="manifest of compiled files",
+            files=progress.caches.files,
+            commit=progress.caches.commit,
+        )
 
 
 def _evidence(record: RunRecord) -> Iterator[Json]:

@@ -60,6 +60,7 @@ from sealrun.verdict import Finding, Kind
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 
+    from sealrun.caches.start import Given
     from sealrun.data import Dataset
     from sealrun.engine import Engine
     from sealrun.guard import GuardClient, Report
@@ -285,6 +286,16 @@ class _Again(Experiment):
                     "that holds its layers.",
                 )
             return sealed
+
+    def _caches(self, image: SealedImage) -> Given | None:
+        recorded = self.original.progress.caches
+        if recorded is None:
+            return None
+        from sealrun.caches.start import again
+
+        policy, key = self.policy.policy, self._made_of(image)
+        with self.clock.step("caches"):
+            return again(recorded, policy, key, self.places, self.listener)
 
     def _passed(self) -> Sequence[str]:
         """Return the names of the variables that came from the original's caller."""

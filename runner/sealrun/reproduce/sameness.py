@@ -238,8 +238,15 @@ def conditions(record: RunRecord) -> dict[str, object]:
         if noted.get("assigned")
         else None,
         "threads": threads(record),
+        "compile caches begin": _caches(record),
     }
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _caches(record: RunRecord) -> str:
+    # Kept timings may choose other code, whose sums have another order.
+    given = record.progress.caches
+    return "empty" if given is None else f"as {given.digest[:12]} of commit {given.commit[:7]}"
 
 
 def threads(record: RunRecord) -> object:

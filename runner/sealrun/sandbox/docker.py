@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 _NOT_FOUND, _CONFLICT, _NOT_MODIFIED = 404, 409, 304
 #: Seconds that an init has to report at its gate; a loaded machine took two.
 _HANDSHAKE = 30.0
+#: Bytes a second that an init copies at least, before it reports.
+_COPIED = 20e6
 #: Seconds after SIGKILL until we ask the engine instead of the init.
 _KILL = 5.0
 #: Seconds between two measurements of new files, and how much longer than one they are apart.
@@ -251,7 +253,9 @@ class DockerContainer:
         self._gate = Gate(connection, joined=self._request.join_stderr)
         with _engine_errors("start a container", refused=True):
             self._client.start(self.id)
-        self.command = self._gate.handshake(_HANDSHAKE)
+        seed = self._request.seed
+        copying = 0.0 if seed is None else seed.size / _COPIED
+        self.command = self._gate.handshake(_HANDSHAKE + copying)
         with _engine_errors("inspect a container"):
             self._inspection = self._client.inspect_container(self.id)
         pid = int(self._inspection["State"]["Pid"])
