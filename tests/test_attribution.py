@@ -452,6 +452,7 @@ def test_a_close_alone_does_not_outrank_a_write() -> None:
     """Who merely had the file open for writing is a candidate beside the one that wrote."""
     wrote, closed = _seen(1, 7, fanotify.MODIFY), _seen(2, 8, fanotify.CLOSE_WRITE)
     assert _judged("modified", wrote, closed) == (7, "partial", [8])
+    assert _judged("modified", wrote, closed, steady=False) == (7, "partial", [8])
     assert _judged("modified", closed) == (8, "live", []), "a mapped write makes no other event"
 
 

@@ -39,6 +39,7 @@ class Hiding:
         also: what finds it besides content and event.
         content: the changed bytes still stand there at the end.
         file: it needs a file that stands there afterwards.
+        shared: it opens the file for writing itself.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Hiding:
     also: tuple[By, ...] = ()
     content: bool = True
     file: bool = False
+    shared: bool = False
 
 
 _PYTHON = (
@@ -96,6 +98,8 @@ HIDINGS = (
         "time put back",
         'touch -r {path} "$OUT/r"\n{act}\ntouch -r "$OUT/r" {path}',
         file=True,
+        # touch(1) opens the file for writing.
+        shared=True,
     ),
     Hiding(
         "assume-unchanged",
@@ -140,6 +144,7 @@ def _one(dice: random.Random, seed: int, number: int) -> Technique:
         found=_found(hiding),
         path=PATHS[where],
         phase=phase,
+        shared=hiding.shared,
         final=hiding.content,
     )
 

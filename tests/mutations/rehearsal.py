@@ -24,6 +24,26 @@ SHARE = 0.95
 
 
 @dataclass(frozen=True)
+class Share:
+    """How many of the stated writers were named, and who was not.
+
+    Attributes:
+        named: for certain, or in part where a technique says that more cannot be known.
+        stated: all of them.
+        words: for a person who reads a failure.
+    """
+
+    named: int
+    stated: int
+    words: str
+
+    @property
+    def enough(self) -> bool:
+        """Whether ``SHARE`` was reached; of fewer than twenty, one more or less says nothing."""
+        return self.stated - self.named <= max(1, int(self.stated * (1 - SHARE)))
+
+
+@dataclass(frozen=True)
 class Result:
     """What came of one technique.
 
@@ -35,6 +55,14 @@ class Result:
     technique: Technique
     missing: tuple[str, ...]
     named: Named | None
+
+    @property
+    def is_named(self) -> bool:
+        """Whether the name counts."""
+        if self.named is None:
+            return False
+        in_part = self.technique.shared and self.named.right and self.named.how == "partial"
+        return self.named.certain or in_part
 
     @property
     def misnamed(self) -> str | None:
@@ -87,12 +115,11 @@ class Rehearsals:
             self._results[technique.name] = rehearse(technique, self.guarded_by)
         return self._results[technique.name]
 
-    def share(self, techniques: Iterable[Technique]) -> tuple[float, str]:
-        """Return the share of stated writers that were named for certain, and what was not."""
+    def share(self, techniques: Iterable[Technique]) -> Share:
+        """Add up whose writers were named."""
         stated = [one for one in map(self.of, techniques) if one.named is not None]
-        sure = [one for one in stated if one.named is not None and one.named.certain]
-        rest = [one for one in stated if one not in sure]
-        partial = sum(one.named is not None and one.named.how == "partial" for one in rest)
-        words = [f"{len(sure)} of {len(stated)} named, {partial} in part"]
+        rest = [one for one in stated if not one.is_named]
+        partial = sum(one.named is not None and one.named.how == "partial" for one in stated)
+        words = [f"{len(stated) - len(rest)} of {len(stated)} named, {partial} in part"]
         words += [f"{one.technique.name}: {one.named and one.named.text}" for one in rest]
-        return len(sure) / max(1, len(stated)), "\n".join(words)
+        return Share(len(stated) - len(rest), len(stated), "\n".join(words))

@@ -81,12 +81,12 @@ TECHNIQUES = (
     Technique(
         "same size, time put back",
         'touch -r train.py "$OUT/r"\nsed -i s/0.5/0.3/ train.py\ntouch -r "$OUT/r" train.py',
-        "sed",
+        "sed", shared=True,
     ),
     Technique(
         "same size, time put back, in place",
         'touch -r train.py "$OUT/r"\nprintf 0.3 | dd of=train.py conv=notrunc bs=1 seek=35\n'
         'touch -r "$OUT/r" train.py',
-        "dd",
+        "dd", shared=True,
     ),
 )  # fmt: skip

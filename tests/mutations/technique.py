@@ -75,6 +75,8 @@ class Technique:
         parent: program that must stand among those that started the writer.
         needs: ``engine`` or ``npm``; both make a marker of the test.
         phase: when it strikes.
+        shared: another program opens the file for writing right after the writer, and could have
+            written by a mapping: where the guard looks after both, a name in part is all there is.
         final: the changed bytes stand on disk at the end, and must be kept as evidence.
     """
 
@@ -88,6 +90,7 @@ class Technique:
     parent: str = ""
     needs: str = ""
     phase: Phase = Phase.DURING
+    shared: bool = False
     final: bool = True
 
     @property

@@ -16,7 +16,7 @@ import pytest
 
 from mutations.corpus import TECHNIQUES
 from mutations.detectors import EVIDENCE
-from mutations.rehearsal import SHARE, Rehearsals, rehearse, rehearse_watched
+from mutations.rehearsal import Rehearsals, rehearse, rehearse_watched
 from mutations.scene import guard_thread
 from mutations.technique import By, Phase
 from sealrun import tree, workspace
@@ -204,13 +204,14 @@ def test_every_detector_has_a_canary() -> None:
 
 def test_missing_attribution_is_noticed(monkeypatch: Patch) -> None:
     """Without the kernel's events about writers nobody is named, and the share says so."""
-    assert Rehearsals(guard_thread).share(_SHORT)[0] >= SHARE
+    whole = Rehearsals(guard_thread).share(_SHORT)
+    assert whole.enough, whole.words
 
     def refused() -> int:
         raise PermissionError(1, "not here")
 
     monkeypatch.setattr(fanotify, "open_group", refused)
-    assert Rehearsals(guard_thread).share(_SHORT)[0] == 0
+    assert Rehearsals(guard_thread).share(_SHORT).named == 0
 
 
 def test_missing_process_events_are_noticed(monkeypatch: Patch) -> None:

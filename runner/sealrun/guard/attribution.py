@@ -111,6 +111,10 @@ def judge(
         return writer, ()
     candidates = tuple(one.writer for one in reversed(others))
     if not steady:
+        if len({one.serial for one in strong}) == 1:
+            # The others had it open for writing; they can have written by a mapping, unseen.
+            why = "another process had it open for writing at that time"
+            return replace(writer, how="partial", why=why), candidates
         several = Writer(why="several processes wrote at that time")
         return several, (writer, *candidates)
     ordered = all(one.position < chosen.position and one.batch != chosen.batch for one in others)
