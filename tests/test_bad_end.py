@@ -173,6 +173,36 @@ def test_a_signal_at_each_step(cli: Cli, number: signal.Signals) -> None:
     assert cli.run("python3", "train.py")[0]["verdict"] == "clean"
 
 
+def test_a_hangup_that_the_caller_ignores_ends_nothing(cli: Cli) -> None:
+    """Under nohup(1) a run outlives its terminal, at every step."""
+    command = ("python3", "-c", "print('started', flush=True); import time; time.sleep(1)")
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        process = cli.start("run", "--", *command)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    for step in ("armed", "running"):
+        _until(partial(_newly_reached, cli, None, step))
+        process.send_signal(signal.SIGHUP)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert [run["outcome"] for run in cli.json("log")["runs"]] == ["succeeded"]
+
+
+def test_a_container_is_never_left_between_two_lines(cli: Cli) -> None:
+    """A signal while the engine makes the container, at many moments: none is left."""
+    cli.run("python3", "train.py", "0")
+    for moment in range(6):
+        before = _run_directory(cli)
+        process = cli.start("run", "--", "python3", "train.py", "0.2")
+        _until(partial(_newly_reached, cli, before, "sealed"))
+        time.sleep(moment * 0.02)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 130, errors
+        _nothing_left(cli, cli.json("log")["runs"][0]["run"])
+
+
 def test_a_second_interrupt_does_not_lose_the_record(cli: Cli) -> None:
     """An impatient Ctrl-C, twice more: still stopped, judged and on record."""
     process = cli.start("run", "--", "python3", "train.py", "30")

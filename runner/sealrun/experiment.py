@@ -325,6 +325,10 @@ class Experiment:
                 loading = load(sealed.image, engine.client, progress=self.listener)
         try:
             self._contained(sandbox, engine, sealed, loading)
+        except KeyboardInterrupt:
+            # It may have struck between the container's creation and the first line that knows it.
+            sandbox.clear(lambda run: run != self.id)
+            raise
         except ImageDamaged as damage:
             # Somebody wrote into the engine's layer store. What we load anew is verified again;
             # without this one changed file would cost an unattended loop its night.
@@ -394,8 +398,8 @@ class Experiment:
         self.ledger.append(replace(sealed_as, caches=begun))
         with self.clock.step("create"):
             container = sandbox.create(request)
-        self.kept.close()
         try:
+            self.kept.close()
             self._inside(container, engine, sealed)
         finally:
             # Beside verify 3: nothing is read from the container any more.

@@ -1,6 +1,11 @@
-"""Signals that would end us, while an experiment has to be ended first.
+"""Signals that would end us, while something has to be brought to an end first.
 
-Rules: a handler only notes; whoever looks ends the experiment in order, and the record is written.
+Rules that this module keeps:
+
+- A handler only notes. While an experiment runs, whoever looks ends it in order, and the record is
+  written.
+- What must not be torn apart is short and holds a signal back; the second one is an impatient
+  user's, and gets through.
 """
 
 from __future__ import annotations
@@ -11,27 +16,56 @@ import threading
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
     from types import FrameType
+
+_NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@contextlib.contextmanager
+def held_back() -> Generator[None]:
+    """Let a signal wait until the block is over; a second one strikes at once.
+
+    Raises:
+        KeyboardInterrupt: a signal came; raised at the block's end.
+    """
+    came = 0
+
+    def hold(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - signal's signature
+        nonlocal came
+        came += 1
+        if came > 1:
+            raise KeyboardInterrupt
+
+    with _handled_by(hold):
+        yield
+    if came:
+        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
 def interruption(noticed: threading.Event) -> Generator[None]:
     """Turn signals that would end us into a notice, while an experiment has to be ended first."""
-    if threading.current_thread() is not threading.main_thread():
-        # Only the main thread gets signals (signal(7) by way of Python's signal module).
-        yield
-        return
 
     def notice(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - signal's signature
         noticed.set()
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.getsignal(number) for number in numbers}
+    with _handled_by(notice):
+        yield
+
+
+@contextlib.contextmanager
+def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Generator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        # Only the main thread gets signals (signal(7) by way of Python's signal module).
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in _NUMBERS}
     try:
-        for number in numbers:
-            signal.signal(number, notice)
+        for number in _NUMBERS:
+            if before[number] is not signal.SIG_IGN:
+                signal.signal(number, handler)
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, whole in before.items():
+            signal.signal(number, whole)

@@ -139,9 +139,11 @@ def _open_standard_streams() -> None:
 
 def heed_signals() -> None:
     """Turn what would end us into an exception: a controller must judge, record and clear up."""
-    numbers = [signal.SIGTERM, signal.SIGHUP, signal.SIGALRM]
+    numbers = [signal.SIGTERM, signal.SIGALRM]
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         numbers.append(signal.SIGINT)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup(1) outlives its terminal
+        numbers.append(signal.SIGHUP)
     for number in numbers:
         _callers[number] = signal.signal(number, _terminated)
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from sealrun.devices.access import remedy
 from sealrun.devices.injected import brought
 from sealrun.errors import EngineError, SandboxError
+from sealrun.interruption import held_back
 from sealrun.sandbox import files, spec, views
 from sealrun.sandbox.cgroup import Accounts, accounts_of
 from sealrun.sandbox.effective import read_effective, read_mounts, sees
@@ -153,24 +154,26 @@ class DockerSandbox:
             request.init.parent.parent, {"passwd": request.passwd, "group": request.group}
         )
         body = spec.specification(request, accounts, self._owner, self._translate)
-        with _engine_errors(
-            f"create the container {request.name}", refused=True, hint=_CREATE_HINT
-        ):
-            try:
-                answer = self._client.create_container_from_config(body, request.name)
-            except KeyboardInterrupt:
-                # The engine may have made it; we never learnt its id, but we gave it its name.
-                _remove(self._client, request.name)
-                raise
-        container = DockerContainer(
-            self._client, str(answer["Id"]), request, spec.mounts(request, accounts)
-        )
-        container.unenforced = self._unenforced
+        container: DockerContainer | None = None
         try:
+            with (
+                _engine_errors(
+                    f"create the container {request.name}", refused=True, hint=_CREATE_HINT
+                ),
+                # An engine makes a container whose request was broken off, and before it has, there
+                # is nothing that we could remove.
+                held_back(),
+            ):
+                answer = self._client.create_container_from_config(body, request.name)
+                container = DockerContainer(
+                    self._client, str(answer["Id"]), request, spec.mounts(request, accounts)
+                )
+            container.unenforced = self._unenforced
             container.start()
         except BaseException:
-            with contextlib.suppress(EngineError):
-                container.remove()
+            if container is not None:
+                with contextlib.suppress(EngineError):
+                    container.remove()
             raise
         return container
 
