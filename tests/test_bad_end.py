@@ -192,11 +192,11 @@ def test_a_hangup_that_the_caller_ignores_ends_nothing(cli: Cli) -> None:
 def test_a_container_is_never_left_between_two_lines(cli: Cli) -> None:
     """A signal while the engine makes the container, at many moments: none is left."""
     cli.run("python3", "train.py", "0")
-    for moment in range(6):
+    for moment in range(4):
         before = _run_directory(cli)
         process = cli.start("run", "--", "python3", "train.py", "0.2")
         _until(partial(_newly_reached, cli, before, "sealed"))
-        time.sleep(moment * 0.02)
+        time.sleep(moment * 0.03)
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 130, errors
