@@ -26,6 +26,7 @@ from sealrun.cli import console
 from sealrun.errors import SealrunError, Status, StorageFault
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
     from pathlib import Path
     from types import FrameType
 
@@ -66,11 +67,11 @@ COMMANDS: dict[str, dict[str, Any]] = {
 }
 
 
-def application(only: str | None = None) -> typer.Typer:
-    """Return the command line with every command, or with one alone.
+def application(names: Iterable[str] = COMMANDS) -> typer.Typer:
+    """Return the command line.
 
     Args:
-        only: a command's name; the others are then not even imported, so that a run starts sooner.
+        names: of its commands; others are not even imported, so that a run starts sooner.
     """
     app = typer.Typer(
         name="sealrun",
@@ -82,7 +83,7 @@ def application(only: str | None = None) -> typer.Typer:
         "\n\nExample:  sealrun warm  &&  sealrun run -- python3 train.py",
     )
     app.callback()(_options)
-    for name in COMMANDS if only is None else [only]:
+    for name in names:
         module = importlib.import_module(f"sealrun.cli.{name.replace('-', '_')}")
         if hasattr(module, "app"):
             app.add_typer(module.app, name=name)
@@ -180,7 +181,7 @@ def _guarded() -> int:
 
     named = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
     try:
-        result = application(named if named in COMMANDS else None)(standalone_mode=False)
+        result = application(_needed(named))(standalone_mode=False)
         return int(result or 0)
     except SealrunError as error:
         console.current().error(error)
@@ -199,6 +200,13 @@ def _guarded() -> int:
         console.current().say(f"error: unforeseen {type(error).__name__}: {error}", level=-1)
         console.current().say(f"hint: the details are in {report}; please report them.", level=-1)
         return int(Status.FAULT)
+
+
+def _needed(named: str | None) -> Collection[str]:
+    """Return the commands that a command line needs: the others are then not even imported."""
+    if named in COMMANDS:
+        return [named]
+    return [] if named is None and "--version" in sys.argv else COMMANDS
 
 
 #: What no program can help: no space or quota, read-only, too many open files, a broken disk.

@@ -26,7 +26,6 @@ import typer
 from sealrun.cli import console
 from sealrun.cli.reading import no_such_run, open_here, size, visible
 from sealrun.errors import Status, StorageFault, UsageError
-from sealrun.state import owner_for_root
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping
@@ -133,6 +132,8 @@ class _Into:
 
 def _owner(directory: Path) -> tuple[int, int] | None:
     """Return whose a directory is to be that root makes; None: the caller's."""
+    from sealrun.state import owner_for_root
+
     above = next(path for path in (directory, *directory.absolute().parents) if path.exists())
     owner = owner_for_root(above)
     if owner is None:

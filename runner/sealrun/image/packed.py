@@ -19,12 +19,11 @@ import os
 import struct
 import zlib
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from concurrent.futures import Future
+    from concurrent.futures import Future, ThreadPoolExecutor
     from pathlib import Path
 
 #: What names of packed files end in.
@@ -105,6 +104,8 @@ class Packer:
             del self._held[:MEMBER]
             self._plain += len(chunk)
             if self._pool is None:
+                from concurrent.futures import ThreadPoolExecutor
+
                 self._pool = ThreadPoolExecutor(self._workers)
             self._pending.append(self._pool.submit(pack, chunk))
             while len(self._pending) > 2 * self._workers:

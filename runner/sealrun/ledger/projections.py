@@ -11,7 +11,7 @@ Rules that this module keeps:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from sealrun.ledger.codec import load
@@ -59,7 +59,7 @@ def rebuild(connection: sqlite3.Connection) -> None:
     """Drop every projection and make it again from the events, in the current transaction."""
     for table in reversed(TABLES):
         connection.execute(f"DROP TABLE IF EXISTS {table}")
-    run_script(connection, (files("sealrun.ledger") / "projections.sql").read_text("utf-8"))
+    run_script(connection, Path(__file__).with_name("projections.sql").read_text("utf-8"))
     rows = connection.execute("SELECT seq, at_utc, kind, run, payload FROM events ORDER BY seq")
     for seq, at, kind, run, payload in rows:
         apply(connection, seq, at, kind, run, load(payload))

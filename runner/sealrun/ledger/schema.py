@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from importlib.resources import files
 from pathlib import Path
 from urllib.parse import quote
 
@@ -33,9 +32,8 @@ PATIENCE = 5.0
 
 def migrations() -> list[tuple[int, str]]:
     """Return each migration's number and SQL, in order."""
-    folder = files("sealrun.ledger") / "migrations"
-    named = sorted((file.name, file) for file in folder.iterdir() if file.name.endswith(".sql"))
-    return [(int(name[:4]), file.read_text("utf-8")) for name, file in named]
+    folder = Path(__file__).with_name("migrations")
+    return [(int(file.name[:4]), file.read_text("utf-8")) for file in sorted(folder.glob("*.sql"))]
 
 
 def newest() -> int:
