@@ -21,7 +21,7 @@ from sealrun.gc.images import EngineSearch
 from sealrun.gc.model import Kind
 from sealrun.gc.sweep import Collection
 from sealrun.image.store import LayerStore, Records
-from sealrun.ledger import DataFacts, HostFacts, LayerFacts, Ledger, RunProgress
+from sealrun.ledger import CacheFacts, DataFacts, HostFacts, LayerFacts, Ledger, RunProgress
 from sealrun.progress import Silent
 from sealrun.state import Places, private
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 YEAR = 365 * 86400.0
 DIGEST = "ab" * 32
+SEED = "ba" * 32
 
 
 @pytest.fixture
@@ -76,7 +77,11 @@ def recorded_run(
         transaction.append(opening)
         transaction.append(
             RunProgress(
-                run=run, image_id="sha256:" + "ef" * 32, layers=tuple(facts), data=(mounted,)
+                run=run,
+                image_id="sha256:" + "ef" * 32,
+                layers=tuple(facts),
+                data=(mounted,),
+                caches=CacheFacts(digest=SEED, files=1, size=1, commit="0" * 40),
             )
         )
         if end:
@@ -108,6 +113,7 @@ def furnish(places: Places) -> tuple[dict[str, bytes], set[str]]:
     item = private(places.data / "fetched" / "hub" / "org--name") / DIGEST
     item.mkdir()
     (item / ("77" * 32)).write_bytes(b"a blob that is named as an item is")
+    (private(places.data / "caches" / "seeds" / SEED / "files") / "kernel.so").write_bytes(b"elf")
     with contextlib.closing(ledger_at(places.ledger(REPOSITORY))) as ledger:
         run = recorded_run(ledger, *needed)
         told = private(places.between(REPOSITORY) / run)
@@ -128,6 +134,13 @@ def furnish(places: Places) -> tuple[dict[str, bytes], set[str]]:
     record = private(places.data / "fetched" / "records") / ("22" * 32 + ".json")
     record.write_text(json.dumps({"digest": "11" * 32}))
     (private(places.data / "fetched" / "partial" / ("33" * 32)) / "half").write_bytes(b"half")
+    caches = places.data / "caches"
+    for seed in ("55" * 32, "66" * 32):
+        (private(caches / "seeds" / seed / "files") / "old.so").write_bytes(b"elf")
+    (private(caches / "records") / ("77" * 32 + ".json")).write_text(
+        json.dumps({"digest": "66" * 32})
+    )
+    (private(caches / "partial" / ("8" * 16)) / "half").write_bytes(b"half")
     (places.layers / ("4" * 16 + ".draft")).write_bytes(b"half")
     (private(places.cache / "scratch" / "base-x") / "root.tar").write_bytes(b"half")
     (private(places.cache / "environments" / ("5" * 64) / "uv") / "wheel").write_bytes(b"w" * 9000)

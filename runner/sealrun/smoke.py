@@ -6,7 +6,10 @@ Rules that this module keeps:
   verified before its gate opens. What is verified for the first time now need not be in the run.
 - It is nobody's experiment: it has no verdict and no metric, approves nothing, and no line of the
   record tells of it. What it leaves is removed with it.
-- It ends soon after the first line that it prints, after its time, or by itself.
+- It ends soon after the first line that it prints, after its time, or by itself. Where its compile
+  caches are kept for later runs, its first line does not end it: most compile after that.
+- Those caches are empty at its start, so that a seed comes from one commit and one command; and
+  nothing is kept of a command that failed.
 """
 
 from __future__ import annotations
@@ -17,14 +20,17 @@ import shutil
 import tempfile
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sealrun import leftovers
+from sealrun import facts, leftovers
+from sealrun.caches.gather import Unkept
+from sealrun.caches.key import parts
+from sealrun.caches.store import Origin, SeedStore
 from sealrun.errors import SandboxError
 from sealrun.gc.sweep import remove
-from sealrun.ledger import new_ulid
+from sealrun.ledger import new_ulid, utc
 from sealrun.request import request_for
 from sealrun.sandbox.check import ContainerCheck
 from sealrun.sandbox.contents import Witnesses
@@ -32,8 +38,9 @@ from sealrun.sandbox.docker import DockerSandbox, default_owner
 from sealrun.state import private
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
+    from sealrun.caches.store import Seed
     from sealrun.data import Dataset
     from sealrun.engine import Engine
     from sealrun.image.model import Loading
@@ -67,6 +74,7 @@ class Smoke:
         exit_status: of the command, where it ended by itself; 126 and 127 as in a shell.
         seconds: until then.
         fault: why it was ended by a limit or from outside, e.g. more new files than allowed.
+        kept: the seed that it left, why it left none, or None where none is wanted.
     """
 
     line: str | None
@@ -74,6 +82,7 @@ class Smoke:
     exit_status: int | None
     seconds: float
     fault: str | None = None
+    kept: Seed | str | None = None
 
     @property
     def well(self) -> bool:
@@ -95,19 +104,23 @@ def smoke(  # noqa: PLR0913 - everything that decides how an experiment runs
     repository_id: str,
     listener: Listener,
 ) -> Smoke:
-    """Start a command, wait for its first line, end it.
+    """Start a command, wait for its first line, end it; keep what it compiled, if that is wanted.
 
     Args:
-        patience: seconds that it gets to print one.
+        patience: seconds that it gets to print one, or to compile.
 
     Raises:
         SandboxError: the container is not what was asked for.
         EngineError: the engine failed.
+        StorageFault: its caches cannot be kept.
     """
     name = new_ulid()
     directory = places.run(repository_id, name)
     scratch = Path(tempfile.mkdtemp(dir=private(places.cache / "scratch"), prefix="smoke-"))
     owner = default_owner(places.repository(repository_id))
+    wanted = policy.sandbox.caches == "warmed"
+    # On a disk that executes nothing what is compiled could not even be loaded.
+    fills = wanted and not os.statvfs(scratch).f_flag & os.ST_NOEXEC
     try:
         with contextlib.ExitStack() as stack:
             # The lock by which others see that the container is somebody's.
@@ -130,6 +143,7 @@ def smoke(  # noqa: PLR0913 - everything that decides how an experiment runs
                 places=places,
                 join_stderr=True,
                 devices=access,
+                filled=private(scratch / "caches") if fills else None,
             )
             sandbox = DockerSandbox(engine.client, engine.mapping.translate, owner=owner)
             container = sandbox.create(request)
@@ -146,7 +160,14 @@ def smoke(  # noqa: PLR0913 - everything that decides how an experiment runs
             )
             stack.enter_context(contextlib.closing(check))
             _verify(container, check, listener)
-            return _first_line(container, patience, scratch / "log", policy.limits.log)
+            done = _started_once(
+                container, patience, scratch / "log", policy.limits.log, to_its_end=fills
+            )
+            if not fills:
+                why = f"nothing can be executed in {scratch.parent}" if wanted else None
+                return replace(done, kept=why)
+            key = parts(repository_id, sealed.image, policy, facts.host(), access)
+            return replace(done, kept=_kept(done, scratch / "caches", key, tree, argv, places))
     finally:
         # What cannot go now sealrun gc removes; a container may have left any tree.
         with contextlib.suppress(OSError):
@@ -170,7 +191,27 @@ def _verify(container: Container, check: ContainerCheck, listener: Listener) -> 
         )
 
 
-def _first_line(container: Container, patience: float, log: Path, limit: int) -> Smoke:
+def _kept(
+    done: Smoke,
+    left: Path,
+    key: Mapping[str, object],
+    tree: CommittedTree,
+    argv: Sequence[str],
+    places: Places,
+) -> Seed | str:
+    if not done.well:
+        return "the command failed"
+    ended = "by itself" if done.exit_status == 0 else f"by us, after {done.seconds:.0f} s"
+    try:
+        found = SeedStore(places).keep(left, key, Origin(tree.commit, tuple(argv), ended, utc()))
+    except Unkept as why:
+        return str(why)
+    return "it left no files there" if found is None else found
+
+
+def _started_once(
+    container: Container, patience: float, log: Path, limit: int, *, to_its_end: bool
+) -> Smoke:
     reading, writing = os.pipe2(os.O_CLOEXEC)
     told, over = threading.Event(), threading.Event()
     kept = bytearray()
@@ -184,8 +225,8 @@ def _first_line(container: Container, patience: float, log: Path, limit: int) ->
 
     def end() -> None:
         began = time.monotonic()
-        while not told.wait(0.05):
-            if over.is_set() or time.monotonic() - began > patience:
+        while to_its_end or not told.is_set():
+            if over.wait(0.05) or time.monotonic() - began > patience:
                 break
         # The first line of a traceback is no sign of life: what ends at once is seen ending.
         if not over.wait(_SETTLED):

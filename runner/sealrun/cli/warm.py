@@ -11,6 +11,7 @@ from sealrun.cli import console
 from sealrun.errors import Refused, Status
 
 if TYPE_CHECKING:
+    from sealrun.caches.store import Seed
     from sealrun.fetch.prepare import Fetched
     from sealrun.git import Repository
     from sealrun.image.model import SealedImage
@@ -39,7 +40,10 @@ def command(
     seconds: Annotated[
         float,
         typer.Option(
-            min=0.1, max=86400, help="How long COMMAND gets to print a line.", metavar="SECONDS"
+            min=0.1,
+            max=86400,
+            help="How long COMMAND gets to print a line, or to compile.",
+            metavar="SECONDS",
         ),
     ] = 60.0,
     json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,
@@ -51,7 +55,8 @@ def command(
 
     With a COMMAND it also starts that as a run would, sealed and verified, until it prints a line,
     ends, or its time is over. That is no run: it is on no record and has no verdict. Where it fails,
-    the status is 125.
+    the status is 125. Under a policy with [sandbox] caches = "warmed" it goes on after its first
+    line, and what it compiled is what the caches of later runs begin with.
 
     Example:  sealrun warm -- uv run train.py
     """
@@ -157,7 +162,33 @@ def _smoke_document(tried: Smoke) -> dict[str, object]:
         "exit_status": tried.exit_status,
         "seconds": tried.seconds,
         "fault": tried.fault,
+        "caches": _caches_document(tried.kept),
     }
+
+
+def _caches_document(kept: Seed | str | None) -> dict[str, object] | None:
+    if kept is None:
+        return None
+    if isinstance(kept, str):
+        return {"digest": None, "why": kept}
+    return {
+        "digest": kept.digest,
+        "files": kept.files,
+        "size": kept.size,
+        "skipped": kept.skipped,
+    }
+
+
+def _tell_caches(kept: Seed | str | None) -> None:
+    voice = console.current()
+    if isinstance(kept, str):
+        voice.say(f"no compile caches were kept: {kept}", level=-1)
+    elif kept is not None:
+        left = f", {kept.skipped} links, locks or special files left out" if kept.skipped else ""
+        voice.say(
+            f"kept for later runs: {kept.files} compiled files, {kept.size / 1e6:.1f} MB{left}: "
+            f"{kept.digest[:12]}"
+        )
 
 
 def _tell_smoke(tried: Smoke) -> Status:
@@ -168,13 +199,16 @@ def _tell_smoke(tried: Smoke) -> Status:
         why = tried.fault or f"it ended with status {tried.exit_status}"
         voice.say(f"error: the command failed after {tried.seconds:.1f} s: {why}", level=-1)
         voice.say("hint: a run would end like this too; see its last lines above.", level=-1)
+        _tell_caches(tried.kept)
         return Status.FAULT
     if tried.exit_status == 0:
         voice.say(f"it ended by itself after {tried.seconds:.1f} s")
     elif tried.line is None:
         voice.say(f"it printed no line within {tried.seconds:.0f} s and was ended")
     else:
-        voice.say(f"it printed its first line after {tried.seconds:.1f} s and was ended")
+        when = "printed its first line" if tried.kept is None else "was still at work"
+        voice.say(f"it {when} after {tried.seconds:.1f} s and was ended")
+    _tell_caches(tried.kept)
     return Status.OK
 
 

@@ -73,6 +73,7 @@ class Search:
             self._spools,
             self._between,
             self._fetched,
+            self._caches,
             self._layers,
         )
         return [finding for look in looks for finding in look()]
@@ -90,12 +91,14 @@ class Search:
             yield from self._abandoned(path, f"scratch/{path.name}", patience)
         for path in _entries(data / "unpacked"):
             yield from self._abandoned(path, f"unpacked/{path.name}", ABANDONED)
-        for directory in (data / "layers", data / "records", data / "fetched" / "records"):
+        records = (data / "records", data / "fetched" / "records", data / "caches" / "records")
+        for directory in (data / "layers", *records):
             for path in _entries(directory):
                 if _DRAFT.fullmatch(path.name):
                     yield from self._abandoned(path, f"{directory.name}/{path.name}")
-        for path in _entries(data / "fetched" / "partial"):
-            yield from self._abandoned(path, f"fetched/partial/{path.name}", ABANDONED)
+        for store in ("fetched", "caches"):
+            for path in _entries(data / store / "partial"):
+                yield from self._abandoned(path, f"{store}/partial/{path.name}", ABANDONED)
 
     def _abandoned(self, path: Path, name: str, seconds: float = YOUNG) -> Iterator[Finding]:
         if self._is_young(path, seconds):
@@ -192,10 +195,9 @@ class Search:
                 continue
         return found
 
-    def _fetched(self) -> Iterator[Finding]:
-        root = self._places.data / "fetched"
-        kept = set(self._needed.data)
-        for record in _entries(root / "records"):
+    def _named_by(self, records: Path, kind: Kind, kept: set[str]) -> Iterator[Finding]:
+        """Yield the records of a store that can go; add what the others name to what is kept."""
+        for record in _entries(records):
             digest = _field(record, "digest")
             if digest is None or digest in kept:
                 continue
@@ -203,12 +205,27 @@ class Search:
                 kept.add(digest)
                 continue
             yield Finding(
-                Kind.FETCHED,
+                kind,
                 f"records/{record.name[:12]}",
                 disk_usage(record),
-                "no run on record mounted what it names, for long",
+                "no run on record used what it names, for long",
                 (record,),
             )
+
+    def _caches(self) -> Iterator[Finding]:
+        root = self._places.data / "caches"
+        kept = set(self._needed.caches)
+        yield from self._named_by(root / "records", Kind.CACHES, kept)
+        for path in _entries(root / "seeds"):
+            named = _DIGEST.fullmatch(path.name) and path.name not in kept
+            if named and not self._is_young(path, YOUNG):
+                why = "no run on record began with it, and a later one is there or none was wanted"
+                yield Finding(Kind.CACHES, path.name[:12], disk_usage(path), why, (path,))
+
+    def _fetched(self) -> Iterator[Finding]:
+        root = self._places.data / "fetched"
+        kept = set(self._needed.data)
+        yield from self._named_by(root / "records", Kind.FETCHED, kept)
         for path in (*root.glob("*/*/*"), *root.glob("*/*/*/*")):
             inside = path.relative_to(root)
             if inside.parts[0] in ("partial", "records") or not _DIGEST.fullmatch(path.name):

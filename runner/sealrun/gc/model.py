@@ -20,6 +20,7 @@ class Kind(StrEnum):
     SPOOL = "spool"
     EVIDENCE = "evidence between runs"
     FETCHED = "fetched item"
+    CACHES = "compile caches"
     LAYER = "layer"
 
 

@@ -42,6 +42,7 @@ class Needed:
     Attributes:
         layers: digests of layers of bases and environments, without prefix.
         data: digests of what was mounted.
+        caches: digests of what compile caches began with.
         between: names of directories of evidence, by repository.
         alive: repositories with a run under way.
         repositories: every repository with a state directory.
@@ -52,6 +53,7 @@ class Needed:
 
     layers: set[str] = field(default_factory=set[str])
     data: set[str] = field(default_factory=set[str])
+    caches: set[str] = field(default_factory=set[str])
     between: dict[str, set[str]] = field(default_factory=dict[str, set[str]])
     alive: set[str] = field(default_factory=set[str])
     repositories: set[str] = field(default_factory=set[str])
@@ -163,6 +165,8 @@ def _take(
 
 def _take_progress(event: RunProgress, platform: Platform, at: str, needed: Needed) -> None:
     needed.data.update(one.digest for one in event.data or ())
+    if event.caches is not None:
+        needed.caches.add(event.caches.digest)
     layers = event.layers or ()
     needed.layers.update(
         part.diff_id.removeprefix("sha256:") for part in layers if part.role != "tree"
