@@ -358,12 +358,12 @@ def test_more_output_than_the_log_keeps(cli: Cli, repo: Repo) -> None:
     assert kept.endswith("val_bpb: 3.5\n")
 
 
-NO_NUMBERS = ("nan", "inf", "1e999", "9" * 5000, "0x10", "\u0661", "1" + "\x00", "", "1 2", "--1")
-
-
 def test_values_that_are_no_metric(cli: Cli) -> None:
-    """What is no finite number is no metric: said why, and the run is judged all the same."""
-    for text in NO_NUMBERS:
+    """What is no finite number is no metric: said why, and the run is judged all the same.
+
+    Which texts are none, ``test_metric.py`` tells.
+    """
+    for text in ("nan", "1" + "\x00"):
         result, _ = cli.run("python3", "-c", f"print('val_bpb: ' + {text!r})")
         assert (result["verdict"], result["outcome"]) == ("clean", "succeeded")
         assert result["metric"]["value"] is None, text
@@ -372,17 +372,12 @@ def test_values_that_are_no_metric(cli: Cli) -> None:
 
 
 def test_a_metric_file_that_is_a_bomb(cli: Cli, repo: Repo) -> None:
-    """Deep, huge, linked or a pipe: read within bounds, and told; the host's files stay unread."""
-    repo.commit({"sealrun.toml": "[metric]\nfile = 'm.json'\n"})
+    """Deep, huge or a pipe: read within bounds, and told; ``test_metric.py`` has more of them."""
+    repo.commit({"sealrun.toml": "[metric]\nfile = 'm.json'\n[sandbox]\noutputs = '1GiB'\n"})
     for script in (
         "open('/out/m.json', 'w').write('[' * 1000000)",
-        "open('/out/m.json', 'w').write('{\"val_bpb\": ' + '9' * 20000000 + '}')",
-        "open('/out/m.json', 'w').write('{\"val_bpb\": true}')",
-        "import os; os.symlink('/etc/passwd', '/out/m.json')",
         "import os; os.mkfifo('/out/m.json')",
-        "import os; os.mkdir('/out/m.json')",
         "f = open('/out/m.json', 'wb'); f.truncate(1 << 33)",
-        "pass",
     ):
         result, _ = cli.run("python3", "-c", script)
         assert result["outcome"] == "succeeded", script

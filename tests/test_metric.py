@@ -35,6 +35,13 @@ def _output(tmp_path: Path, content: bytes, policy: MetricPolicy | None = None) 
         (b"val_bpb: inf\n", None),
         (b"val_bpb: 1; rm -rf\n", None),
         (b"val_bpb: " + b"9" * 5000 + b"\n", None),
+        (b"val_bpb: 1e999\n", None),
+        (b"val_bpb: 0x10\n", None),
+        (b"val_bpb: \xd9\xa1\n", None),
+        (b"val_bpb: 1\x00\n", None),
+        (b"val_bpb: \n", None),
+        (b"val_bpb: 1 2\n", None),
+        (b"val_bpb: --1\n", None),
         (b"", None),
     ],
 )
@@ -78,7 +85,9 @@ def test_no_output_breaks_the_reader(content: bytes) -> None:
         (b'{"val_bpb": 1' + b"0" * 400 + b"}", None, "too large"),
         (b'{"val_bpb": 1' + b"0" * 9000 + b"}", None, "cannot be read"),
         (b"{" + b" " * (1 << 20) + b"}", None, "larger than"),
+        (b'{"val_bpb": ' + b"9" * 20_000_000 + b"}", None, "larger than"),
     ],
+    ids=lambda value: repr(value)[:24],
 )
 def test_a_json_file_is_read_as_hostile(
     tmp_path: Path, content: bytes, value: float | None, problem: str | None
