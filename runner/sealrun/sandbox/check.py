@@ -147,8 +147,8 @@ class ContainerCheck:
             name = f"{WORKDIR}/{path.decode('utf-8', 'surrogateescape')}"
             if after.get(path) != mark and name not in known:
                 yield Discrepancy(name, "rewritten; its committed bytes are back")
-        if self._mounts.changed():
-            yield Discrepancy("/", "mounted or unmounted upon during the run")
+        if mounts := self._mounts.changed():
+            yield Discrepancy("/", f"mounted or unmounted upon during the run: {mounts}")
 
     def close(self) -> None:
         """Let go of what was watched. Safe to repeat."""

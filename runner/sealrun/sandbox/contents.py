@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from sealrun.image.model import WORKDIR
 from sealrun.image.store import open_layer
+from sealrun.sandbox.effective import read_mounts
 from sealrun.sandbox.protocol import FileState
 
 if TYPE_CHECKING:
@@ -314,14 +315,31 @@ class MountWatch:
         self._file = os.open(root.parent / "mountinfo", os.O_RDONLY | os.O_CLOEXEC)
         self._poll = select.poll()
         self._poll.register(self._file, select.POLLPRI)
+        self._before = self._table()
 
-    def changed(self) -> bool:
-        """Tell whether something was mounted or unmounted since this object was made."""
-        return bool(self._poll.poll(0))
+    def changed(self) -> str | None:
+        """Say what was mounted or unmounted since this object was made; None if nothing was."""
+        if not self._poll.poll(0):
+            return None
+        now = self._table()
+        told = [f"now also {_shown(line)}" for line in now if line not in self._before]
+        told += [f"no longer {_shown(line)}" for line in self._before if line not in now]
+        return "; ".join(told) or "what it was is gone again"
 
     def close(self) -> None:
         """Stop watching."""
         os.close(self._file)
+
+    def _table(self) -> list[str]:
+        parts: list[bytes] = []
+        os.lseek(self._file, 0, os.SEEK_SET)
+        while part := os.read(self._file, 1 << 16):
+            parts.append(part)
+        return os.fsdecode(b"".join(parts)).split("\n")
+
+
+def _shown(line: str) -> str:
+    return ", ".join(f"{mount.target!r} ({mount.kind})" for mount in read_mounts(line))
 
 
 def _name(entry: os.DirEntry[str]) -> str:
