@@ -186,7 +186,7 @@ def difference(top: int, entries: Sequence[Entry]) -> str | None:
     try:
         found = _different(top, "", wanted)
     except OSError as error:
-        return f"it cannot be read: {error.strerror}"
+        return f"they cannot be read: {error.strerror}"
     if found is None and wanted:
         return f"{next(iter(wanted))!r} is missing"
     return found

@@ -155,11 +155,11 @@ def again(
         found = _given(store, recorded.digest, policy)
         others = [name for name, part in key.items() if found.seed.key.get(name) != part]
         if others:
-            raise Unusable(f"it was made for another {others[0].replace('_', ' ')}")
+            raise Unusable(f"the warmed ones were made for another {others[0].replace('_', ' ')}")
     except Unusable as why:
         listener.say(
-            f"the compile caches begin empty: the run had those of commit {recorded.commit[:7]} "
-            f"({recorded.digest[:12]}), but {why}"
+            f"the compile caches begin empty, then they began with {recorded.digest[:12]} of commit "
+            f"{recorded.commit[:7]}: {why}"
         )
         return None
     return found
@@ -170,12 +170,12 @@ def _given(store: SeedStore, digest: str, policy: Policy) -> Given:
     try:
         before = _identities(store.files(digest))
     except OSError as error:
-        raise Unusable("it is not here any more") from error
+        raise Unusable("the warmed ones are not here any more") from error
     seed = store.open(digest)
     if seed.size > box.tmp // 2:
-        raise Unusable(f"its {seed.size} bytes are more than half of [sandbox] tmp")
+        raise Unusable(f"the warmed ones have {seed.size} bytes, more than half of [sandbox] tmp")
     if box.file_size is not None and seed.largest > box.file_size:
         raise Unusable(
-            f"its largest file has {seed.largest} bytes, [sandbox] file_size allows less"
+            f"the largest of the warmed ones has {seed.largest} bytes, [sandbox] file_size allows less"
         )
     return Given(seed, before)

@@ -165,20 +165,22 @@ class SeedStore:
             Unusable: it is not here, or is not what it was.
         """
         if not _DIGEST.fullmatch(digest):
-            raise Unusable("its name is no digest")
+            raise Unusable("the name of the warmed ones is no digest")
         place = self._place(digest)
         try:
             with (place / _MANIFEST).open("rb") as file:
                 text = file.read(_LARGEST + 1)
         except FileNotFoundError:
-            raise Unusable("it is not here any more") from None
+            raise Unusable("the warmed ones are not here any more") from None
         except OSError as error:
-            raise Unusable(f"its manifest cannot be read: {error.strerror}") from error
+            raise Unusable(
+                f"the manifest of the warmed ones cannot be read: {error.strerror}"
+            ) from error
         if hashlib.sha256(text).hexdigest() != digest:
-            raise Unusable("its manifest was changed on disk")
+            raise Unusable("the manifest of the warmed ones was changed on disk")
         seed = _read(digest, text, place / _FILES)
         if found := _compared(seed.directory, seed.entries):
-            raise Unusable(f"it was changed on disk: {found}")
+            raise Unusable(f"the warmed ones were changed on disk: {found}")
         return seed
 
     def files(self, digest: str) -> Path:
@@ -199,7 +201,7 @@ def _read(digest: str, manifest: bytes, directory: Path) -> Seed:
     try:
         document: Any = json.loads(manifest)
         if document["version"] != _VERSION:
-            raise Unusable("another version of sealrun made it")
+            raise Unusable("another version of sealrun kept the warmed ones")
         origin = document["origin"]
         return Seed(
             digest,
@@ -210,14 +212,14 @@ def _read(digest: str, manifest: bytes, directory: Path) -> Seed:
             document["skipped"],
         )
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise Unusable("its manifest is none of ours") from error
+        raise Unusable("the manifest of the warmed ones is none of ours") from error
 
 
 def _compared(directory: Path, entries: Sequence[Entry]) -> str | None:
     try:
         top = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
-        return f"it cannot be read: {error.strerror}"
+        return f"they cannot be read: {error.strerror}"
     try:
         return difference(top, entries)
     finally:
