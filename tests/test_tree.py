@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 import zlib
 from typing import TYPE_CHECKING
@@ -267,3 +268,16 @@ def test_hostile_configuration_runs_nothing(repo: Repo, tmp_path: Path) -> None:
     repository.pin("01ABC", repository.resolve())
     assert repository.pinned() == ("01ABC",)
     assert not trap.exists()
+
+
+def test_a_spool_that_was_removed_is_said(repo: Repo) -> None:
+    """Clearing up may take the spool of a repository where nothing runs: again, it is there again."""
+    repo.commit({"train.py": "A = 1\n"})
+    tree = repo.tree()
+    shutil.rmtree(tree.spool.directory)
+    with pytest.raises(StorageFault, match="was removed meanwhile") as told:
+        tree.read(tree.entries[0])
+    assert "Repeat the command" in (told.value.hint or "")
+    tree.spool.directory.mkdir()
+    again = repo.tree()
+    assert again.read(again.entries[0]) == b"A = 1\n"

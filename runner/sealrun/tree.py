@@ -115,12 +115,13 @@ class Spool:
         """Return a stored object's bytes, hashed again.
 
         Raises:
-            StorageFault: the stored bytes no longer hash to the id (the disk, or somebody).
+            StorageFault: the stored bytes no longer hash to the id (the disk, or somebody), or are
+                gone (``sealrun gc``).
             KeyError: it is not stored.
         """
         stored, at, size = self._known[oid]
         if self._handle is None:
-            self._handle = os.open(self._bytes, os.O_RDONLY | os.O_CLOEXEC)
+            self._handle = self._opened()
         content = _pread(self._handle, size, at)
         if stored != kind or object_id(kind, content, self.algorithm) != oid:
             self._forget(oid)
@@ -130,6 +131,17 @@ class Spool:
                 "from git anew.",
             )
         return content
+
+    def _opened(self) -> int:
+        try:
+            return os.open(self._bytes, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            gone = isinstance(error, FileNotFoundError)
+            words = "was removed meanwhile" if gone else f"cannot be read: {error.strerror}"
+            raise StorageFault(
+                f"the spool {self.directory} {words}",
+                hint="Repeat the command: it is a cache, and what it held is read from git anew.",
+            ) from error
 
     def _forget(self, oid: str) -> None:
         with suppress(sqlite3.Error), closing(self._connect()) as connection:
