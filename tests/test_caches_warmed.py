@@ -67,8 +67,9 @@ print(json.dumps({
     "owner": made.stat().st_uid == os.getuid(), "time": made.stat().st_mtime_ns,
 }))
 # What this run leaves is nobody else's.
-made.write_text("#!/bin/sh\\necho 666\\n")
-(cache / "planted.so").write_text("x")
+mark = os.urandom(8).hex()
+made.write_text(f"#!/bin/sh\\necho {mark}\\n")
+(cache / mark).write_text("x")
 pathlib.Path("/out/found").write_text(repr(found))
 print("val_bpb:", len(found))
 """
@@ -142,23 +143,19 @@ def test_a_run_begins_with_what_warm_compiled_and_changes_it_for_itself_alone(cl
     """The second run finds what warm left and nothing of the first run; both have it on record."""
     kept = warm(cli)
     assert (kept["files"], kept["skipped"]) == (3, 0)
-    for _ in range(2):
-        found, record, said = run(cli)
-        assert found == {
-            "found": ["kernel.c", "kernel.so", "planted.so"],
-            "compiled": False,
-            "answer": "666",
-            "owner": True,
-            "time": found["time"],
-        }
-        assert "caches" not in said
-        assert record["caches"]["digest"] == kept["digest"]
-        assert record["caches"]["commit"] == record["commit"]
-        assert record["caches"]["command"] == ["python3", "train.py"]
-        assert (
-            "in the container: 3 cached files, by content, set equality"
-            in (record["coverage"]["verified"])
-        )
+    first, record, said = run(cli)
+    (mark,) = set(first["found"]) - {"kernel.c", "kernel.so"}
+    assert (first["compiled"], first["answer"], first["owner"]) == (False, mark, True)
+    assert "caches" not in said
+    second, later, _ = run(cli)
+    # Each run left another mark, in a file and in the library itself.
+    assert second == first
+    assert record["caches"] == later["caches"]
+    assert record["caches"]["digest"] == kept["digest"]
+    assert record["caches"]["commit"] == record["commit"]
+    assert record["caches"]["command"] == ["python3", "train.py"]
+    verified = "in the container: 3 cached files, by content, set equality"
+    assert verified in record["coverage"]["verified"]
     assert any("sandbox.caches" in (r["detail"] or "") for r in record["verdict"]["reasons"])
     shown = cli("show", record["run"]).stdout
     assert "compiled by python3 train.py" in shown
@@ -359,7 +356,7 @@ def test_the_copy_in_the_container_is_what_counts(
     policy = Policy(sandbox=SandboxPolicy(caches="warmed"))
     store = SeedStore(places)
     seed = store.keep(left, KEY, ORIGIN)
-    given = for_run(policy, KEY, places, Silent())
+    given = for_run(policy, KEY, places, Heard())
     assert seed is not None
     assert given is not None
     at = bench(private(tmp_path / "bench"))
@@ -576,9 +573,9 @@ def test_a_repetition_elsewhere_gets_no_code_for_another_processor(
     """What a run began with is not used where the key differs; the part that differs is named."""
     policy = Policy(sandbox=SandboxPolicy(caches="warmed"))
     assert SeedStore(places).keep(left, KEY, ORIGIN) is not None
-    given = for_run(policy, KEY, places, Silent())
+    given = for_run(policy, KEY, places, Heard())
     assert given is not None
-    same = again(given.facts, policy, KEY, places, Silent())
+    same = again(given.facts, policy, KEY, places, Heard())
     assert isinstance(same, Given)
     assert same.seed == given.seed
     heard = Heard()

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from sealrun.errors import StorageFault
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Sequence
     from pathlib import Path
 
 #: Bounds of a seed: bytes, files and directories, levels, bytes of a path. Each run copies it.
@@ -223,7 +223,7 @@ def _names(directory: int) -> list[bytes]:
 
 
 @contextlib.contextmanager
-def _opened(parent: int, name: bytes) -> Iterator[int | None]:
+def _opened(parent: int, name: bytes) -> Generator[int | None]:
     """Open a directory or regular file without following a link; None for whatever else it is."""
     handle = None
     try:
@@ -246,7 +246,7 @@ def _opened(parent: int, name: bytes) -> Iterator[int | None]:
 
 
 @contextlib.contextmanager
-def _closing(handle: int) -> Iterator[int]:
+def _closing(handle: int) -> Generator[int]:
     try:
         yield handle
     finally:
