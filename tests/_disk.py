@@ -25,6 +25,18 @@ def small_disk(directory: Path, size: int) -> Generator[None]:
         subprocess.run(["umount", "--lazy", str(directory)], check=True)
 
 
+@contextlib.contextmanager
+def unsized_disk(directory: Path) -> Generator[None]:
+    """Mount a file system at a directory that does not tell how much is free (ramfs; needs root)."""
+    directory.mkdir(parents=True, exist_ok=True)
+    mount = ["mount", "-t", "ramfs", "-o", "mode=0700", "ramfs", str(directory)]
+    subprocess.run(mount, check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(directory)], check=True)
+
+
 def fill(directory: Path, leave: int = 0) -> None:
     """Take all space of a file system but ``leave`` bytes."""
     import os

@@ -16,7 +16,7 @@ from sealrun.doctor.machine import judge_disk, writers
 from sealrun.doctor.model import LIVING_NAMED, NAMED, summarise
 from sealrun.doctor.repository import hazards_of
 from sealrun.doctor.watching import Limits, judge_limits
-from sealrun.state import Places
+from sealrun.state import Places, free_room
 
 UGLY = "SCALAR_LR   =  0.5\nx = {  'a':1 }\n"
 NEAT = "SCALAR_LR = 0.5\n"
@@ -99,6 +99,13 @@ def test_summary_names_level_and_tier() -> None:
 
 
 # -- the machine ----------------------------------------------------------------------------------
+
+
+def test_a_disk_that_has_no_size_is_not_called_full() -> None:
+    """Some file systems do not tell how much is free: /proc is one of them."""
+    check = judge_disk("data", Path("/x"), free_room(Path("/proc")))
+    assert check.grade is Grade.OK
+    assert "does not tell" in check.detail
 
 
 @pytest.mark.parametrize(

@@ -153,6 +153,18 @@ def leases() -> Path:
     return _LEASES[-1]
 
 
+def free_room(directory: Path) -> int | None:
+    """Return the bytes that we may still write on a disk; None where its file system does not tell.
+
+    Some of the network, in memory or in user space have no size (``f_blocks`` is 0, statvfs(3)).
+
+    Raises:
+        OSError: the directory cannot be looked at.
+    """
+    found = os.statvfs(directory)
+    return found.f_bavail * found.f_frsize if found.f_blocks else None
+
+
 def private(path: Path) -> Path:
     """Make a directory, its parents included, readable by its owner alone; return it.
 

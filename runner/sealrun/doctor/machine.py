@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from sealrun.devices.condition import condition
 from sealrun.doctor.model import LIVING_NAMED, NAMED, UNNAMED, Check, Grade
+from sealrun.state import free_room
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -48,18 +49,20 @@ def disks(places: Places, engine: Engine | None) -> Iterable[Check]:
         wanted["engine"] = Path(engine.root)
     for name, directory in wanted.items():
         there = next(p for p in (directory, *directory.parents) if p.exists())
-        free = shutil.disk_usage(there).free
-        yield judge_disk(name, directory, free)
+        yield judge_disk(name, directory, free_room(there))
 
 
-def judge_disk(name: str, directory: Path, free: int) -> Check:
+def judge_disk(name: str, directory: Path, free: int | None) -> Check:
     """Grade free space.
 
     Args:
         name: of the directory, for the row.
         directory: whose file system it is.
-        free: bytes that we may still write.
+        free: bytes that we may still write; None: its file system does not tell.
     """
+    if free is None:
+        detail = f"the file system of {directory} does not tell how much is free"
+        return Check(f"disk: {name}", Grade.OK, detail)
     detail = f"{free / _GB:.1f} GB free at {directory}"
     needed = _DISK_NEEDED if name != "state" else _DISK_NEEDED // 10
     if free < needed:

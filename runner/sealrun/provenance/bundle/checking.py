@@ -34,7 +34,7 @@ from sealrun.provenance.bundle.links import parse
 from sealrun.provenance.faults import BadBundle, BadEnvelope
 from sealrun.provenance.statement import LOG
 from sealrun.provenance.verification import Result, record_checks, subjects_of
-from sealrun.state import private
+from sealrun.state import free_room, private
 from sealrun.tree import Spool, read_commit
 
 if TYPE_CHECKING:
@@ -105,6 +105,12 @@ class Checked:
     runs: tuple[CheckedRun, ...]
 
 
+def _room(directory: Path) -> int | None:
+    """Return the bytes that a bundle may take; None where the file system does not tell."""
+    free = free_room(directory)
+    return None if free is None else free - _RESERVE
+
+
 @contextmanager
 def unpacked(file: Path, place: Path) -> Generator[Unpacked]:
     """Read a bundle whole into a private directory, which is removed at the end.
@@ -121,10 +127,10 @@ def unpacked(file: Path, place: Path) -> Generator[Unpacked]:
     try:
         with container.opened(file) as reader:
             total = sum(one.size for one in reader.index.contents)
-            free = shutil.disk_usage(directory).free - _RESERVE
-            if total > free:
+            room = _room(directory)
+            if room is not None and total > room:
                 raise StorageFault(
-                    f"the bundle unfolds to {total} bytes, {free} can be used in {directory}",
+                    f"the bundle unfolds to {total} bytes, {room} can be used in {directory}",
                     hint="Free space there, or set SEALRUN_HOME to another disk.",
                 )
             for one, chunks in reader.contents():
@@ -279,7 +285,8 @@ class _Quarantine:
         for line in listing.split(b"\0")[:-1]:
             amount = line.split(b"\t", 1)[0].split()[-1]
             size += int(amount) if amount.isdigit() else 0
-        if size > _TREE or size > shutil.disk_usage(self.directory).free - _RESERVE:
+        room = _room(self.directory)
+        if size > _TREE or (room is not None and size > room):
             raise BadBundle(f"run {run}: the files of its commit have {size} bytes, too many")
         return read_commit(self.repository, commit, self.spool)
 
