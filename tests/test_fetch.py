@@ -16,10 +16,11 @@ import pytest
 
 from _base import no_tree
 from _cli import Cli
-from _disk import small_disk
+from _disk import small_disk, unsized_disk
 from _git import Repo
 from _hub import Hub, git_blob, serving
 from _offline import run_offline
+from sealrun import nested
 from sealrun.errors import (
     ColdStart,
     EnvironmentFault,
@@ -244,6 +245,25 @@ def test_one_commit_of_another_repository(case: Case) -> None:
     assert case.one(text, make=False).made is False
     with pytest.raises(EnvironmentFault, match="has no commit 0000"):
         case.one(text.replace(commit, "0" * 40))
+
+
+def test_a_repository_of_deep_directories(case: Case) -> None:
+    """Strangers may nest more of them than Python nests calls."""
+    tools = Repo.create(private(case.root / "tools"))
+    deep = "/".join(["d"] * 1100)
+    tools.git(
+        "fast-import",
+        "--quiet",
+        stdin=b"commit refs/heads/deep\ncommitter a <a@b> 0 +0000\ndata 1\nx\n"
+        + f"M 644 inline {deep}/f\ndata 1\ny\n".encode(),
+    )
+    commit = tools.git("rev-parse", "deep")
+    text = f'[[fetch]]\nkind = "git"\nurl = "file://{tools.path}"\ncommit = "{commit}"\n'
+    root = case.one(text).dataset.source
+    try:
+        assert (root / deep / "f").read_text() == "y"
+    finally:
+        nested.remove(root)
 
 
 def test_a_commit_over_plain_http_with_its_token(
@@ -843,6 +863,13 @@ def test_a_full_disk_is_told_and_costs_nothing_that_came(case: Case) -> None:
         assert sum(path.stat().st_size for path in partial(case)) > 1 << 20
         subprocess.run(["mount", "-o", "remount,size=16m", data], check=True)
         assert case.one(url_entry(case, BIG)).record.size == len(BIG)
+
+
+def test_a_disk_that_has_no_size_is_not_a_full_one(case: Case) -> None:
+    """Where the file system does not tell how much is free, fetching is tried."""
+    with unsized_disk(case.places.data):
+        case.hub.repo("org/tiny", "kernel").push({"big": BIG})
+        assert case.one(entry()).record.files == 1
 
 
 def test_a_repository_is_bounded(case: Case) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from _cli import Cli
+from sealrun import nested
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,3 +77,30 @@ def test_nothing_is_overwritten_and_forged_files_are_said(cli: Cli, tmp_path: Pa
     assert "not what the run left" in done.stdout
     assert "planted  (a link, not copied)" in done.stdout
     assert not (tmp_path / "copy" / "out" / "planted").exists()
+
+
+def test_outputs_of_any_depth_are_copied(cli: Cli, tmp_path: Path) -> None:
+    """Directories beyond Python's recursion cost no copy, and what no path can say is told."""
+    run = _run(cli)
+    out = Path(cli.json("show", run)["run"]["outputs_path"]) / "out"
+    deep = "/".join(["d"] * 1200)
+    nested.make(out / deep)
+    (out / deep / "file").write_text("1200 down")
+    long = "n" * 250
+    here = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.chdir(out)
+        for _ in range(20):
+            os.mkdir(long)  # noqa: PTH102 - no path says where
+            os.chdir(long)
+    finally:
+        os.fchdir(here)
+        os.close(here)
+    try:
+        done = cli("outputs", run, str(tmp_path / "copy"))
+        assert (tmp_path / "copy" / "out" / deep / "file").read_text() == "1200 down"
+        assert "deeper than a path can say, not copied" in done.stdout
+    finally:
+        for name in ("d", long):
+            nested.remove(out / name)
+            nested.remove(tmp_path / "copy" / "out" / name)

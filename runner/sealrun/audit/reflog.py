@@ -15,11 +15,13 @@ import os
 import re
 import stat
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from sealrun.nested import walk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from sealrun.git import Repository
 
@@ -57,8 +59,8 @@ def moves(repository: Repository) -> list[Move]:
 
 def _files(common: Path) -> Iterator[Path]:
     for root in (common / "logs", *sorted(common.glob("worktrees/*/logs"))):
-        for folder, _, names in os.walk(root):
-            yield from (root / folder / name for name in sorted(names))
+        for folder, _, names in walk(root):
+            yield from (Path(folder, name) for name in sorted(names))
 
 
 def _read(file: Path) -> bytes:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sealrun import nested
 from sealrun.cli import console
 from sealrun.cli.reading import no_such_run, open_here, size, visible
 from sealrun.errors import Status, StorageFault, UsageError
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from sealrun.ledger import RunRecord
 
 _CHUNK = 1 << 20
+#: Bytes of a path below a run's outputs; the kernel takes 4095 with all before it (PATH_MAX).
+_LONGEST = 4096
 #: Permissions that a copy may have: no set-user-id, nothing for others to write.
 _MODE = 0o755
 
@@ -83,8 +86,9 @@ def command(
     if root is not None:
         top = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         with contextlib.closing(_Descriptor(top)):
-            found = list(
-                _each(top, b"", None if directory is None else _Into(directory, owner), recorded)
+            found = sorted(
+                _each(top, None if directory is None else _Into(directory, owner), recorded),
+                key=lambda one: one.path.split(b"/"),
             )
     _show(record.run, found, directory, json=json)
     return Status.REFUSED if any(_differs(one) for one in found) else Status.OK
@@ -162,25 +166,39 @@ def _acting_as(owner: tuple[int, int] | None) -> Generator[None]:
         os.setgroups(groups)
 
 
-def _each(
-    top: int, below: bytes, into: _Into | None, recorded: Mapping[str, str]
-) -> Iterator[Output]:
-    with os.scandir(top) as listing:
-        names = sorted(os.fsencode(entry.name) for entry in listing)
-    for name in names:
-        path = below + b"/" + name if below else name
-        status = os.stat(name, dir_fd=top, follow_symlinks=False)
-        if stat.S_ISDIR(status.st_mode):
-            inner = os.open(
-                name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top
-            )
-            with contextlib.closing(_Descriptor(inner)):
-                yield from _each(inner, path, into, recorded)
-        elif stat.S_ISREG(status.st_mode):
-            yield _one(top, name, path, into, recorded)
-        else:
-            kind = "a link" if stat.S_ISLNK(status.st_mode) else "no regular file"
-            yield Output(path, status.st_size, f"{kind}, not copied")
+def _each(top: int, into: _Into | None, recorded: Mapping[str, str]) -> Iterator[Output]:
+    # One directory is open at a time: an experiment may nest more than a process may have open.
+    waiting = [b""]
+    while waiting:
+        below = waiting.pop()
+        with contextlib.closing(_Descriptor(_opened(top, below))) as here:
+            with os.scandir(here.number) as listing:
+                names = [os.fsencode(entry.name) for entry in listing]
+            for name in names:
+                path = below + b"/" + name if below else name
+                status = os.stat(name, dir_fd=here.number, follow_symlinks=False)
+                if stat.S_ISDIR(status.st_mode) and len(path) < _LONGEST:
+                    waiting.append(path)
+                elif stat.S_ISREG(status.st_mode):
+                    yield _one(here.number, name, path, into, recorded)
+                else:
+                    yield Output(path, status.st_size, f"{_kind(status.st_mode)}, not copied")
+
+
+def _kind(mode: int) -> str:
+    if stat.S_ISDIR(mode):
+        return "deeper than a path can say"
+    return "a link" if stat.S_ISLNK(mode) else "no regular file"
+
+
+def _opened(top: int, below: bytes) -> int:
+    """Open a directory, through no link on the way."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    at = os.open(".", flags, dir_fd=top)
+    for name in below.split(b"/") if below else ():
+        with contextlib.closing(_Descriptor(at)):
+            at = os.open(name, flags, dir_fd=at)
+    return at
 
 
 def _one(
@@ -197,7 +215,7 @@ def _one(
                 return Output(path, status.st_size)
             target = into.directory / os.fsdecode(path)
             with _acting_as(into.owner):
-                target.parent.mkdir(parents=True, exist_ok=True)
+                nested.make(target.parent)
                 copy = target.open("xb")
             with copy:
                 while chunk := source.read(_CHUNK):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from sealrun.doctor.model import Check, Grade
 from sealrun.guard.filesystem import mount_of, read_mounts
-from sealrun.guard.walking import walk
+from sealrun.nested import walk
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

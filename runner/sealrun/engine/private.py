@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sealrun import nested
 from sealrun.engine import answer
 from sealrun.engine.bridge import Bridge, make_bridge, remove_bridge
 from sealrun.engine.endpoints import Candidate
@@ -383,9 +384,8 @@ def _purge(ours: Private) -> None:
                 hint=f"Unmount it, then repeat: umount {os.fsdecode(mount.point)}",
             )
     try:
-        shutil.rmtree(ours.data)
-    except FileNotFoundError:
-        return
+        # Containers and images left any tree in it.
+        nested.remove(ours.data)
     except OSError as error:
         raise Fault(f"cannot remove {ours.data}: {error}") from error
 

@@ -16,9 +16,9 @@ import os
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from sealrun import nested
 from sealrun.errors import EnvironmentFault
 from sealrun.fetch import listing
-from sealrun.fetch.store import remove
 from sealrun.fetch.transfer import Answered, Expected, Server, shown
 from sealrun.fetch.wanted import COMMIT
 
@@ -156,18 +156,18 @@ def lay_out(entry: HubFetch, commit: str, files: Sequence[HubFile], directory: P
     """
     for earlier in ("snapshots", "refs"):
         # An attempt that ended here may have been for another commit.
-        remove(directory / earlier)
+        nested.remove(directory / earlier)
     wanted = {file.blob for file in files}
     for stray in (directory / "blobs").iterdir():
         if stray.name not in wanted:
             stray.unlink()
     for file in files:
         link = directory / "snapshots" / commit / file.path
-        link.parent.mkdir(parents=True, exist_ok=True)
+        nested.make(link.parent)
         up = "../" * (file.path.count("/") + 2)
         link.symlink_to(f"{up}blobs/{file.blob}")
     names = {"main"} if COMMIT.fullmatch(entry.revision) else {"main", entry.revision}
     for name in names:
         ref = directory / "refs" / name
-        ref.parent.mkdir(parents=True, exist_ok=True)
+        nested.make(ref.parent)
         ref.write_text(commit, "ascii")

@@ -13,19 +13,20 @@ Rules that this module keeps:
 from __future__ import annotations
 
 import os
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sealrun import nested
 from sealrun.data import HashCache
 from sealrun.errors import ColdStart, EnvironmentFault, Refused, SealRefused, StorageFault
 from sealrun.fetch import hub, repository
-from sealrun.fetch.store import FetchStore, Record, remove, seal
+from sealrun.fetch.store import FetchStore, Record, seal
 from sealrun.fetch.transfer import Expected, Server, shown
 from sealrun.fetch.wanted import file_name, folder, wanted
 from sealrun.image.base import alone
 from sealrun.policy import DataPolicy, HubFetch, UrlFetch
+from sealrun.state import free_room
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -288,11 +289,15 @@ class _Making:
 
     def _git(self, entry: GitFetch) -> tuple[Record, Path]:
         grown = self.scratch / "item"
-        remove(grown)
+        nested.remove(grown)
         grown.mkdir()
         with self.progress.task(f"fetching {self.one.label}") as task:
             repository.fetch(entry, self.token, self.scratch, grown, task)
-        sizes = [path.lstat().st_size for path in grown.rglob("*") if not path.is_dir()]
+        sizes = [
+            os.lstat(f"{at}/{name}").st_size
+            for at, _, names in nested.walk(grown)
+            for name in names
+        ]
         where = f"git/{file_name(entry.url)}/{entry.commit}"
         server = shown(entry.url)
         return self._record(grown, where, server, entry.commit, len(sizes), sum(sizes)), grown
@@ -309,9 +314,13 @@ class _Making:
         )
 
     def _check_room(self, size: int) -> None:
-        here = sum(p.stat().st_size for p in self.scratch.rglob("*") if p.is_file())
-        free = shutil.disk_usage(self.scratch).free
-        if size - here + _LEFT_FREE > free:
+        here = sum(
+            os.lstat(f"{at}/{name}").st_size
+            for at, _, names in nested.walk(self.scratch)
+            for name in names
+        )
+        free = free_room(self.scratch)
+        if free is not None and size - here + _LEFT_FREE > free:
             raise EnvironmentFault(
                 f"{self.one.label} needs {size - here} bytes on the disk of {self.scratch}, "
                 f"{free} are free",

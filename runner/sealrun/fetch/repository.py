@@ -16,7 +16,7 @@ import os
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from sealrun import git
+from sealrun import git, nested
 from sealrun.errors import EnvironmentFault
 from sealrun.fetch.transfer import shown
 from sealrun.git import Repository
@@ -81,7 +81,7 @@ def fetch(entry: GitFetch, token: str | None, scratch: Path, into: Path, task: T
     tree = read_commit(bare, entry.commit, Spool(spooled, algorithm))
     for one in tree.entries:
         path = into / os.fsdecode(one.path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        nested.make(path.parent)
         if one.mode == SYMLINK:
             path.symlink_to(os.fsdecode(tree.read(one)))
             continue

@@ -14,17 +14,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sealrun import nested
 from sealrun.errors import StorageFault
 from sealrun.image.store import write_atomically
 from sealrun.state import private
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from sealrun.state import Places
 
 #: Counts up when the meaning of a record changes; what older ones describe is fetched again.
@@ -106,10 +105,10 @@ class FetchStore:
             private(place.parent)
             if place.exists():
                 aside = private(self.directory / "partial") / f"damaged-{record.digest}"
-                remove(aside)
+                nested.remove(aside)
                 place.rename(aside)
                 grown.rename(place)
-                remove(aside)
+                nested.remove(aside)
             else:
                 grown.rename(place)
         except OSError as error:
@@ -121,7 +120,7 @@ class FetchStore:
         write_atomically(
             self._file(record.key), json.dumps(document, indent=1, sort_keys=True).encode()
         )
-        remove(self.directory / "partial" / _hashed(record.key))
+        nested.remove(self.directory / "partial" / _hashed(record.key))
 
     def _file(self, key: str) -> Path:
         return private(self.directory / "records") / f"{_hashed(key)}.json"
@@ -137,23 +136,16 @@ def seal(grown: Path) -> None:
     Raises:
         OSError: the disk does not take it.
     """
-    for path in [grown, *grown.rglob("*")]:
-        if path.is_symlink():
+    files = [] if grown.is_dir() else [grown]
+    for directory, _, names in nested.walk(grown):
+        Path(directory).chmod(0o755)
+        files += [Path(directory, name) for name in names]
+    for file in files:
+        if file.is_symlink():
             continue
-        if path.is_dir():
-            path.chmod(0o755)
-            continue
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        handle = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             os.fchmod(handle, 0o444 | (os.fstat(handle).st_mode & 0o111))
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-def remove(path: Path) -> None:
-    """Remove a tree or file of ours; missing is fine."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -11,13 +11,10 @@ Rules that this module keeps:
 
 from __future__ import annotations
 
-import contextlib
-import os
 import secrets
-import stat
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sealrun import nested
 from sealrun.errors import EngineError, EngineUnavailable
 from sealrun.gc import keeping
 from sealrun.gc.findings import GONE, Search
@@ -27,6 +24,7 @@ from sealrun.state import private
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from sealrun.gc.images import EngineSearch
     from sealrun.progress import Progress
@@ -148,32 +146,4 @@ def remove(path: Path, places: Places) -> None:
         aside = path
     else:
         path.rename(aside)
-    _empty(aside)
-
-
-def _empty(top: Path) -> None:
-    """Remove a tree of any depth whose directories may be closed; links are not followed.
-
-    What lies in a directory is first moved beside it: so no path is too long, and what a death
-    leaves is found where the rest is.
-    """
-    pending = [top]
-    while pending:
-        directory = pending.pop()
-        _open_up(directory)
-        with os.scandir(directory) as inside:
-            found = [(Path(one.path), one.is_dir(follow_symlinks=False)) for one in inside]
-        for path, is_directory in found:
-            if not is_directory:
-                path.unlink()
-                continue
-            _open_up(path)
-            pending.append(path.rename(top.with_name(secrets.token_hex(8))))
-        directory.rmdir()
-
-
-def _open_up(directory: Path) -> None:
-    """Let its owner empty a directory: an experiment may have closed it."""
-    # Another user's may be open to us as it is.
-    with contextlib.suppress(PermissionError):
-        directory.chmod(stat.S_IRWXU)
+    nested.remove(aside)

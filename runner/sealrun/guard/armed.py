@@ -26,7 +26,7 @@ from sealrun.guard.filesystem import now
 from sealrun.guard.manifest import LINK, Guarded, Manifest
 from sealrun.guard.messages import encode
 from sealrun.guard.mutations import Evidence, EvidenceStore, GitChange, Mutation, Rewrite
-from sealrun.guard.walking import walk
+from sealrun.nested import walk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

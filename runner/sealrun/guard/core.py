@@ -54,7 +54,7 @@ from sealrun.guard.mutations import (
 )
 from sealrun.guard.observer import Event, Observer, Raw
 from sealrun.guard.standing import BETWEEN, Standing, StandingRun
-from sealrun.guard.walking import walk
+from sealrun.nested import walk
 from sealrun.reasons import Reason
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sealrun.guard.mutations import GitChange
-from sealrun.guard.walking import walk
+from sealrun.nested import walk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

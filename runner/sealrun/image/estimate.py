@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
-import shutil
 import threading
 import urllib.request
 import zipfile
@@ -25,6 +24,8 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from urllib.parse import unquote, urlsplit
 
 from sealrun.errors import EnvironmentFault
+from sealrun.nested import walk
+from sealrun.state import free_room
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
@@ -128,10 +129,9 @@ def require_room(needed: Estimate, scratch: Path, what: str) -> None:
     Raises:
         EnvironmentFault: the disk has not even room for the least that it takes.
     """
-    disk = shutil.disk_usage(scratch)
-    free = disk.free + _there(scratch)
-    # Without a size (some network and FUSE file systems) nothing is known of what is free.
-    if disk.total and needed.least > free:
+    room = free_room(scratch)
+    free = None if room is None else room + _there(scratch)
+    if free is not None and needed.least > free:
         raise EnvironmentFault(
             f"{what} needs at least {needed.least} bytes at {scratch} and probably {needed.peak}, "
             f"{free} are free",
@@ -166,10 +166,10 @@ def shown(needed: Estimate, scratch: Path, progress: Progress) -> Generator[None
 def _there(scratch: Path) -> int:
     """Return the bytes that stand below a directory, each inode once."""
     seen: dict[int, int] = {}
-    for directory, _, files in os.walk(scratch):
+    for directory, _, files in walk(scratch):
         for name in files:
             with contextlib.suppress(OSError):
-                found = os.lstat(os.path.join(directory, name))  # noqa: PTH118 - as os.walk names it
+                found = os.lstat(os.path.join(directory, name))  # noqa: PTH118 - as it is walked
                 seen[found.st_ino] = found.st_blocks * 512
     return sum(seen.values())
 

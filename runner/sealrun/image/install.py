@@ -30,6 +30,7 @@ from urllib.parse import unquote, urlsplit
 from sealrun.errors import EnvironmentFault, SealRefused
 from sealrun.image import index, normal, tool
 from sealrun.image.model import ENVIRONMENT
+from sealrun.nested import walk
 from sealrun.shipped import shipped
 
 if TYPE_CHECKING:
@@ -224,7 +225,7 @@ def members(prefix: Path, target: Target) -> Iterator[normal.Member]:
     Raises:
         SealRefused: a package brings something that is neither file nor directory.
     """
-    for directory, names, files in os.walk(prefix):
+    for directory, names, files in walk(prefix):
         names[:] = sorted(name for name in names if name != "__pycache__")
         inside = Path(directory).relative_to(prefix).as_posix()
         for name in sorted(files):

@@ -34,6 +34,7 @@ from sealrun.image import asked, normal, tool
 from sealrun.image.base import alone
 from sealrun.image.environment import base_key, demands, key_of, records_of
 from sealrun.image.model import Base, Package
+from sealrun.nested import walk
 from sealrun.policy import PINS_FILE
 from sealrun.state import private
 
@@ -414,13 +415,12 @@ def clean(obtained: Obtained, names: str) -> Iterable[normal.Member]:
             f"what uv fetched as {obtained.name} is a link, which leads out of it"
         )
     home = HOME.strip("/")
-    for directory, below, files in os.walk(top):
-        links = [name for name in below if Path(directory, name).is_symlink()]
-        below[:] = sorted(n for n in below if n not in links and n != "__pycache__")
+    for directory, below, files in walk(top):
+        below[:] = sorted(name for name in below if name != "__pycache__")
         inside = os.path.relpath(directory, top)
         above = home if inside == "." else f"{home}/{inside}"
         yield normal.directory(os.fsencode(above))
-        for name in sorted((*files, *links)):
+        for name in sorted(files):
             yield _member(Path(directory, name), f"{above}/{name}", top)
     python = f"python{obtained.minor}"
     if not os.path.lexists(top / "bin" / "python3"):

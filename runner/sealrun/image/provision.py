@@ -12,12 +12,13 @@ Rules that this module keeps:
 from __future__ import annotations
 
 import re
-import shutil
 import sys
 import tomllib
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from sealrun import nested
 from sealrun.errors import EnvironmentFault, SealRefused
 from sealrun.image import build, estimate, index, install, local, lock, normal, tool
 from sealrun.image.base import alone
@@ -86,7 +87,8 @@ def make_environment(
             ) from error
         records.put_environment(chosen.key, made)
         # On failure it stays: what was fetched need not be fetched again.
-        shutil.rmtree(scratch, ignore_errors=True)
+        with suppress(OSError):
+            nested.remove(scratch)
         return made
 
 
@@ -135,10 +137,10 @@ class _Making:
     def _copy(self) -> Path:
         """Write what uv reads into a private directory; return the lock's directory in it."""
         top = self.scratch / "committed"
-        shutil.rmtree(top, ignore_errors=True)
+        nested.remove(top)
         for path, content in self.chosen.files.items():
             target = top / path
-            target.parent.mkdir(parents=True, exist_ok=True)
+            nested.make(target.parent)
             target.write_bytes(content)
         directory = top / self.chosen.directory
         directory.mkdir(parents=True, exist_ok=True)
@@ -202,7 +204,8 @@ class _Making:
                 return self._bench().resolve(chosen.files, chosen.directory, name, self.task)
             raise _unresolvable(source, failure) or failure from failure
         finally:
-            shutil.rmtree(apart, ignore_errors=True)
+            with suppress(OSError):
+                nested.remove(apart)
         return out.read_text("utf-8")
 
     def _bench(self) -> build.Workbench:
@@ -233,7 +236,7 @@ class _Making:
         committed: Path,
     ) -> Layer:
         target, scratch = self.chosen.target, self.scratch
-        shutil.rmtree(scratch / "prefix", ignore_errors=True)
+        nested.remove(scratch / "prefix")
         found = install.skeleton(target, self.chosen.base.python_path or "")
         if program:
             binary = install.uv_binary(program, target, scratch, self.task)

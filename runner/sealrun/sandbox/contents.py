@@ -233,42 +233,47 @@ def listing_digest(root: Path, mounts: Iterable[str]) -> str:
     skipped = _skipped(mounts)
     names = frozenset(map(os.fsdecode, skipped)), frozenset(map(os.fsdecode, _ancestors(skipped)))
     lines: list[str] = []
-    handle = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        _list(handle, "", *names, lines)
-    finally:
-        os.close(handle)
+    _list(root, *names, lines)
     return hashlib.sha256(os.fsencode("\n".join(lines))).hexdigest()
 
 
-def _list(
-    handle: int, below: str, skipped: frozenset[str], ancestors: frozenset[str], lines: list[str]
-) -> None:
+def _list(root: Path, skipped: frozenset[str], ancestors: frozenset[str], lines: list[str]) -> None:
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    # Directories under way, in a list: an image may nest more of them than Python nests calls.
+    handles = [os.open(root, flags)]
+    try:
+        under_way = [("", _sorted(handles[0]))]
+        while under_way:
+            below, entries = under_way[-1]
+            entry = next(entries, None)
+            if entry is None:
+                os.close(handles.pop())
+                under_way.pop()
+                continue
+            path = below + entry.name
+            if path in skipped:
+                continue
+            status = entry.stat(follow_symlinks=False)
+            if stat.S_ISDIR(status.st_mode):
+                # An engine that adds a mount point makes the parent directory anew: only its name
+                # and mode are the image's.
+                if path not in ancestors:
+                    lines.append(f"{path}\0d{status.st_mode:o}")
+                handles.append(os.open(entry.name, flags | os.O_NOFOLLOW, dir_fd=handles[-1]))
+                under_way.append((f"{path}/", _sorted(handles[-1])))
+            else:
+                lines.append(
+                    f"{path}\0{status.st_mode:o} {status.st_ino} {status.st_size} "
+                    f"{status.st_ctime_ns}"
+                )
+    finally:
+        for handle in handles:
+            os.close(handle)
+
+
+def _sorted(handle: int) -> Iterator[os.DirEntry[str]]:
     with os.scandir(handle) as listing:
-        entries = sorted(listing, key=_name)
-    for entry in entries:
-        path = below + entry.name
-        if path in skipped:
-            continue
-        status = entry.stat(follow_symlinks=False)
-        if stat.S_ISDIR(status.st_mode):
-            # An engine that adds a mount point makes the parent directory anew: only its name
-            # and mode are the image's.
-            if path not in ancestors:
-                lines.append(f"{path}\0d{status.st_mode:o}")
-            child = os.open(
-                entry.name,
-                os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC,
-                dir_fd=handle,
-            )
-            try:
-                _list(child, f"{path}/", skipped, ancestors, lines)
-            finally:
-                os.close(child)
-        else:
-            lines.append(
-                f"{path}\0{status.st_mode:o} {status.st_ino} {status.st_size} {status.st_ctime_ns}"
-            )
+        return iter(sorted(listing, key=_name))
 
 
 def identities(root: Path, manifest: Sequence[FileState]) -> dict[bytes, tuple[int, int, int]]:

@@ -22,6 +22,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sealrun.nested import walk
 from sealrun.reasons import Reason
 from sealrun.secrets.detect import MOST, VERSION, Key, keys, variable
 from sealrun.secrets.names import holder
@@ -377,25 +378,11 @@ def in_files(places: Sequence[Path], below: Path, seconds: float | None = None) 
 def _files(places: Iterable[Path]) -> Iterator[str]:
     for place in places:
         if place.is_dir() and not place.is_symlink():
-            # No os.walk: before Python 3.12 it calls itself, and an experiment may nest directories
-            # deeper than that goes.
-            directories = [str(place)]
-            while directories:
-                files, below = _listed(directories.pop())
-                yield from files
-                directories += reversed(below)
+            for directory, below, files in walk(str(place)):
+                below.sort()
+                yield from (f"{directory}/{name}" for name in sorted(files))
         else:
             yield str(place)
-
-
-def _listed(directory: str) -> tuple[list[str], list[str]]:
-    """Return the files and the directories in a directory; none where it cannot be listed."""
-    files: list[str] = []
-    below: list[str] = []
-    with suppress(OSError), os.scandir(directory) as entries:
-        for entry in entries:
-            (below if entry.is_dir(follow_symlinks=False) else files).append(entry.path)
-    return sorted(files), sorted(below)
 
 
 def _open(path: str) -> int | None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sealrun.guard.gitstate import GitPlaces, Snapshot, snapshot
+from sealrun.nested import walk
 from sealrun.tree import blob_id
 from sealrun.watch.expected import index_flags
 from sealrun.workspace import read_bounded
@@ -197,7 +198,7 @@ def _replaced(places: GitPlaces) -> dict[str, str]:
     for oid, name in _PACKED.findall(packed):
         found[os.fsdecode(name)] = oid.decode("ascii")
     top = os.path.join(places.common, b"refs/replace")
-    for at, _, names in os.walk(top):
+    for at, _, names in walk(top):
         for name in names:
             if not name.endswith(b".lock"):
                 path = os.path.join(at, name)

@@ -15,6 +15,7 @@ Rules that this module keeps:
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -23,6 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sealrun import nested
 from sealrun.errors import StorageFault, UsageError
 from sealrun.git import RUN_REFS
 from sealrun.image.store import CHUNK
@@ -260,7 +262,7 @@ def _place(run: CheckedRun, unpacked: Unpacked, origin: Origin, stored: Stored) 
         for entry in run.entry.files:
             # The path was checked with the index: plain names in one of the run's own folders.
             target = draft / entry.path
-            target.parent.mkdir(parents=True, exist_ok=True)
+            nested.make(target.parent)
             shutil.copyfile(unpacked.path(entry.digest), target)
         draft.rename(folder / run.entry.run)
     except OSError as error:
@@ -269,7 +271,8 @@ def _place(run: CheckedRun, unpacked: Unpacked, origin: Origin, stored: Stored) 
             hint="Free space in the state directory, then import again.",
         ) from error
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            nested.remove(draft)
 
 
 def _digest(file: Path) -> str:
