@@ -39,6 +39,7 @@ from sealrun.ledger import HostFacts
 from sealrun.policy import Policy, SandboxPolicy
 from sealrun.progress import Silent
 from sealrun.sandbox.docker import DockerSandbox
+from sealrun.sandbox.spec import SEED
 from sealrun.state import Places, private
 
 if TYPE_CHECKING:
@@ -361,9 +362,7 @@ def test_the_copy_in_the_container_is_what_counts(
     assert given is not None
     at = bench(private(tmp_path / "bench"))
     sandbox = DockerSandbox(at.api, owner="test-caches")
-    script = (
-        f"find {CACHES}; echo more >> {CACHES}/triton/kernel.json; echo x > /run/sealrun-seed/x"
-    )
+    script = f"find {CACHES}; echo more >> {CACHES}/triton/kernel.json; echo x > {SEED}/x"
     container = sandbox.create(at.request("sh", "-c", script, seed=given.copied))
     try:
         assert container.effective().problems == ()

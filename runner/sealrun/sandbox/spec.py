@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 INIT_DIRECTORY = "/.sealrun"
 INIT = f"{INIT_DIRECTORY}/sealrun-init"
 HOME = "/home/run"
-#: Where the init finds what it copies: on a scratch file system, so that no image is touched.
-SEED = "/run/sealrun-seed"
+#: Where the init finds what it copies: on a scratch file system that no data can cover.
+SEED = "/var/tmp/sealrun-seed"  # noqa: S108 - a path inside the container
 #: Scratch directories with the sticky bit, as on any system.
 SCRATCH: tuple[str, ...] = ("/tmp", "/var/tmp", "/run")  # noqa: S108 - paths inside the container
 #: Labels that say whose a container is; ``clear`` removes nothing without both.
