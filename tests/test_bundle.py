@@ -17,6 +17,7 @@ import pytest
 
 from _bundles import WRONG, Parts, checksummed, packed, spots_of
 from _cli import Cli
+from _disk import unsized_disk
 from _git import Repo
 from _sandbox import client
 from _signed import BASE, LOG, MODEL, ODD, WHEELS, Site, sha256
@@ -160,6 +161,15 @@ def test_what_compresses_like_a_bomb_is_written_plainly(made: Made, tmp_path: Pa
     assert done.size > container.SLACK
     with checked(done.file, tmp_path / "unpacked", Keys.of(made.site.places).all()) as found:
         assert found.runs[0].entry.run == run
+
+
+def test_a_bundle_is_read_on_a_disk_that_has_no_size(made: Made, tmp_path: Path) -> None:
+    """Where the file system does not tell how much is free, unfolding is tried."""
+    with (
+        unsized_disk(tmp_path / "unpacked"),
+        checked(made.thin, tmp_path / "unpacked", Keys.of(made.site.places).all()) as found,
+    ):
+        assert found.runs[0].entry.run == made.run
 
 
 @pytest.mark.parametrize("full", [False, True])
@@ -958,6 +968,51 @@ def test_a_discarded_run_is_reproduced_on_another_machine(
     assert again["image_id"] == image
     assert again["metric"] == 0.75
     shutil.rmtree(data)
+
+
+TELLING = """\
+import os, pathlib
+pathlib.Path('/out/token').write_text(os.environ.get('TEAM_TOKEN', 'none'))
+"""
+
+
+@pytest.mark.engine
+def test_a_bundle_takes_no_variable_that_is_not_named(
+    maker: Cli, repo: Repo, tmp_path: Path
+) -> None:
+    """A run from elsewhere names variables; yours reach it only where you name them too."""
+    policy = '[sandbox]\npass_variables = ["TEAM_TOKEN"]\n'
+    repo.commit({"train.py": TELLING, "sealrun.toml": policy}, "baseline")
+    maker.extra["TEAM_TOKEN"] = "of-the-maker"  # noqa: S105 - it opens nothing
+    run = _signed_run(maker)
+    own = maker("reproduce", run)
+    assert "gets these variables of yours: TEAM_TOKEN" in own.stderr
+    other = _receiver(maker, repo, _exported(maker, run, tmp_path), tmp_path)
+    other.extra["TEAM_TOKEN"] = "of-the-reader"  # noqa: S105 - it opens nothing
+
+    def token(again: str) -> str:
+        record = other.json("show", again)["run"]
+        return tmp_path.joinpath(record["outputs_path"], "out", "token").read_text()
+
+    try:
+        without = other("reproduce", run, "--json")
+        found = json.loads(without.stdout)
+        assert "left out: TEAM_TOKEN" in without.stderr
+        assert "may differ because of it" in without.stderr
+        assert found["likeness"] == "incomparable"
+        (again,) = found["repetitions"]
+        assert "keys of the caller: TEAM_TOKEN then, none now" in again["conditions"]
+        assert token(again["run"]) == "none"
+        shown = other("show", again["run"]).stdout
+        assert f"the variable TEAM_TOKEN, which run {run} was given, was left out" in shown
+        wrong = other("reproduce", run, "--pass-variable", "HOME", status=2)
+        assert "was not given HOME" in wrong.stderr
+        named = other("reproduce", run, "--json", "--pass-variable", "TEAM_TOKEN", status=None)
+        assert "gets these variables of yours: TEAM_TOKEN" in named.stderr
+        (again,) = json.loads(named.stdout)["repetitions"]
+        assert token(again["run"]) == "of-the-reader"
+    finally:
+        other.stop_guard()
 
 
 @pytest.mark.engine

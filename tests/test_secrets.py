@@ -15,7 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from _cli import Cli
+from _ledger import ledger_at, opened
 from sealrun.data import DataFile, Dataset, Identity
+from sealrun.ledger import PolicyFacts, RunProgress
 from sealrun.secrets import (
     Seen,
     in_commit,
@@ -29,7 +31,7 @@ from sealrun.secrets.detect import MOST, PLACES
 from sealrun.secrets.look import PART, WHOLE
 from sealrun.secrets.names import holder
 from sealrun.secrets.shapes import SHAPES
-from sealrun.secrets.withheld import given_back, withheld
+from sealrun.secrets.withheld import asked_back, given_back, withheld
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -238,13 +240,23 @@ def test_what_may_be_a_key_of_the_callers_stays_off_the_record(
     assert kept or value[2:] not in recorded[name]
 
 
-def test_only_what_was_passed_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_what_was_passed_is_given_back(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """A record that says "withheld" of another variable takes none from whoever runs again."""
     monkeypatch.setenv("MINE_KEY", "of today")
     monkeypatch.setenv("OTHER", "of today")
-    recorded = withheld({"MINE_KEY": "k", "GONE_KEY": "k", "A": "1"}, ["MINE_KEY", "GONE_KEY"])
-    recorded["OTHER"] = "(withheld: a key)"
-    found = given_back(recorded, ["MINE_KEY", "GONE_KEY", "A"])
+    monkeypatch.setenv("NOT_TAKEN_KEY", "of today")
+    given = {"MINE_KEY": "k", "GONE_KEY": "k", "A": "1", "NOT_TAKEN_KEY": "k"}
+    recorded = withheld(given, [*given]) | {"OTHER": "(withheld: a key)"}
+    policy = PolicyFacts(digest="0" * 64, values={"sandbox.pass_variables": [*given]})
+    with ledger_at(tmp_path / "ledger.sqlite") as ledger:
+        begun = opened(policy=policy)
+        ledger.append(begun)
+        ledger.append(RunProgress(run=begun.run, variables=recorded))
+        asked = asked_back(ledger.run(str(begun.run)))
+    assert asked == ("GONE_KEY", "MINE_KEY", "NOT_TAKEN_KEY")
+    found = given_back(recorded, asked, ["MINE_KEY", "GONE_KEY"])
     assert found == {"MINE_KEY": "of today", "OTHER": "(withheld: a key)", "A": "1"}
 
 

@@ -59,6 +59,10 @@ def command(
         Path | None,
         typer.Option(help="The loop's table, with --kept.", metavar="FILE", show_default=RESULTS),
     ] = None,
+    pass_variable: Annotated[
+        list[str] | None,
+        typer.Option(help="A variable of yours that a run from a bundle gets too.", metavar="NAME"),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print a JSON document.")] = False,
 ) -> int:
     """Run a recorded run again from its image, without network, and compare.
@@ -84,6 +88,9 @@ def command(
         raise UsageError("--tolerance is no distance", hint="For example 0.002.")
     if results is not None and not kept:
         raise UsageError("--results goes with --kept", hint="Give --kept, or leave the table out.")
+    passing = tuple(pass_variable or ())
+    if passing and run is None:
+        raise UsageError("--pass-variable goes with one run", hint="Name the run.")
     voice = console.current()
     repository = Repository.here()
     places = Places.of_user()
@@ -96,7 +103,9 @@ def command(
         else:
             wanted = kept_by(ledger, results or repository.workspace / RESULTS)
     if run is not None:
-        made = reproduce(wanted[0], stored, voice, times=times, tolerance=tolerance)
+        made = reproduce(
+            wanted[0], stored, voice, times=times, tolerance=tolerance, passing=passing
+        )
         if json:
             voice.json(_document(made))
         else:

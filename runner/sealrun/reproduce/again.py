@@ -9,6 +9,8 @@ Rules that this module keeps:
 - Nothing of the workspace enters it, so the workspace is neither compared nor watched; it neither
   asks for nor gives an approval.
 - It uses no network, and what it lacks is named, never made anew.
+- The caller's keys that no record holds are named before they are passed. A run that came in a bundle
+  gets none but those that the caller names: who made the bundle chose its list.
 """
 
 from __future__ import annotations
@@ -54,11 +56,11 @@ from sealrun.reproduce.sameness import (
     threads,
 )
 from sealrun.sandbox.init import place_init
-from sealrun.secrets.withheld import given_back
+from sealrun.secrets.withheld import asked_back, given_back
 from sealrun.verdict import Finding, Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 
     from sealrun.caches.start import Given
     from sealrun.data import Dataset
@@ -115,6 +117,7 @@ def reproduce(
     *,
     times: int = 1,
     tolerance: float | None = None,
+    passing: Collection[str] = (),
 ) -> Reproduction:
     """Run a recorded run again and compare.
 
@@ -124,19 +127,22 @@ def reproduce(
         listener: hears what happens.
         times: how often; from two on they show a tolerance where none is given.
         tolerance: how far the metric may be from the original's.
+        passing: names of the caller's variables that a run from a bundle gets too.
 
     Raises:
-        UsageError: the run never came so far that it had an image.
+        UsageError: the run never came so far that it had an image, or was not given what it should
+            be passed.
         Refused: its data is not what it was, or an object of its commit is missing.
         Fault: it cannot be rebuilt, or trouble of ours.
         Interrupted: the user or a signal ended a repetition.
     """
     require_image(original)
+    taken = _taken(original, stored, listener, passing)
     datasets = data_of(original, stored, Path.home(), listener)
     runs: list[str] = []
     with _nowhere() as sink:
         for _ in range(times):
-            again = _Again(original, datasets, stored, listener, sink)
+            again = _Again(original, datasets, taken, stored, listener, sink)
             finished = again.execute()
             if finished.interrupted:
                 raise Interrupted(f"interrupted; run {again.id} was not compared")
@@ -149,6 +155,35 @@ def reproduce(
             for repetition in made.repetitions:
                 tx.append(_event(made, repetition))
     return made
+
+
+def _taken(
+    original: RunRecord, stored: Stored, listener: Listener, passing: Collection[str]
+) -> tuple[str, ...]:
+    """Return the names of the caller's variables that a repetition gets, after saying which."""
+    withheld = asked_back(original)
+    for name in passing:
+        if name not in withheld:
+            raise UsageError(
+                f"run {original.run} was not given {name} by its caller, or its value is on record",
+                hint=f"It was given: {', '.join(withheld) or 'none whose value is not on record'}.",
+            )
+    foreign = stored.is_imported(original.run)
+    allowed = passing if foreign else withheld
+    taken = tuple(name for name in withheld if name in allowed and name in os.environ)
+    if taken:
+        listener.say(f"the repetition gets these variables of yours: {', '.join(taken)}")
+    if left := [name for name in withheld if name not in allowed]:
+        listener.say(
+            f"left out: {', '.join(left)}. The run was recorded elsewhere, and gets no variable of "
+            "yours that you do not name; its result may differ because of it"
+        )
+    if unset := [name for name in withheld if name in allowed and name not in taken]:
+        listener.say(
+            f"left out: {', '.join(unset)}, which is not set here; its result may differ because "
+            "of it"
+        )
+    return taken
 
 
 def _compared(
@@ -219,6 +254,7 @@ class _Again(Experiment):
         self,
         original: RunRecord,
         datasets: tuple[Dataset, ...],
+        taken: tuple[str, ...],
         stored: Stored,
         listener: Listener,
         sink: int,
@@ -230,6 +266,8 @@ class _Again(Experiment):
         self.original = original
         self.stored = stored
         self.datasets = datasets
+        self.taken = taken
+        self.withheld = asked_back(original)
         self.policy = policy_of(original)
 
     def _committed_tree(self) -> CommittedTree:
@@ -264,6 +302,11 @@ class _Again(Experiment):
             Finding(Reason.WORKSPACE_NOT_COMPARED),
         )
         self.course.missing.append(_NOT_WATCHED)
+        self.course.missing.extend(
+            f"the variable {name}, which run {self.original.run} was given, was left out"
+            for name in self.withheld
+            if name not in self.taken
+        )
         self._sealed()
         return self._judged(None)
 
@@ -298,11 +341,9 @@ class _Again(Experiment):
             return again(recorded, policy, key, self.places, self.listener)
 
     def _passed(self) -> Sequence[str]:
-        """Return the names of the variables that came from the original's caller."""
+        """Return the names of the variables that come from the caller."""
         # Not self.policy's: that passes nothing, so that nothing new comes in.
-        recorded = self.original.opened.policy
-        names = recorded.values.get("sandbox.pass_variables") if recorded else None
-        return [str(name) for name in names] if isinstance(names, list | tuple) else []
+        return self.taken
 
     def _request(self, image: SealedImage, loading: Loading) -> Request:
         request = super()._request(image, loading)
@@ -310,7 +351,7 @@ class _Again(Experiment):
         if variables is None:
             # Recorded before variables were: what the policy gives is what it gave then.
             return replace(request, environment=self._same_threads(request.environment))
-        given = given_back(variables, self._passed())
+        given = given_back(variables, self.withheld, self.taken)
         for name in COUNTS:
             # What a program counts has to fit the GPUs that it gets now.
             given.pop(name, None)

@@ -59,8 +59,15 @@ class Stored:
 
     def directory(self, run: str) -> Path:
         """Return where a run's log and outputs are: its own place, or that of imported runs."""
-        imported = self.places.imported(self.repository_id) / "runs" / run
+        imported = self._imported(run)
         return imported if imported.is_dir() else self.places.run(self.repository_id, run)
+
+    def is_imported(self, run: str) -> bool:
+        """Tell whether a run's record came in a bundle."""
+        return self._imported(run).is_dir()
+
+    def _imported(self, run: str) -> Path:
+        return self.places.imported(self.repository_id) / "runs" / run
 
 
 def require_image(record: RunRecord) -> str:

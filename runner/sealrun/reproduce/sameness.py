@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, cast
 
+from sealrun.secrets.withheld import marked
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
@@ -239,6 +241,8 @@ def conditions(record: RunRecord) -> dict[str, object]:
         else None,
         "threads": threads(record),
         "compile caches begin": _caches(record),
+        # Their names alone: what they held is on record nowhere.
+        "keys of the caller": marked(record.progress.variables or {}),
     }
     return {name: value for name, value in found.items() if value is not None}
 

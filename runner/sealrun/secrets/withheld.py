@@ -6,7 +6,8 @@ Rules that this module keeps:
   password could be found from one.
 - A note may be missing, a key on record cannot be taken back: so the name alone is enough here, whatever
   the value looks like, and so is a password in an address.
-- Running again takes the key from whoever runs again; without one the variable is not set.
+- Running again takes the key from whoever runs again, as far as they let it; without one the variable is
+  not set.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from sealrun.secrets.detect import variable
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
+
+    from sealrun.ledger import RunRecord
 
 _WITHHELD = "(withheld: "
 #: The end of names of variables that hold what nobody else may know.
@@ -48,17 +51,34 @@ def withheld(variables: Mapping[str, str], passed: Collection[str]) -> dict[str,
     return kept
 
 
-def given_back(variables: Mapping[str, str], passed: Collection[str]) -> dict[str, str]:
+def asked_back(record: RunRecord) -> tuple[str, ...]:
+    """Return the names of the variables of its caller's whose values a run's record withholds.
+
+    Those that did not come from the caller are none, whatever their values on record look like.
+    """
+    policy, variables = record.opened.policy, record.progress.variables or {}
+    passed = policy.values.get("sandbox.pass_variables") if policy else None
+    names = {str(name) for name in passed} if isinstance(passed, list | tuple) else set[str]()
+    return tuple(name for name in marked(variables) if name in names)
+
+
+def marked(variables: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the names of recorded variables that say that their values are withheld, in order."""
+    return tuple(sorted(name for name, text in variables.items() if text.startswith(_WITHHELD)))
+
+
+def given_back(
+    variables: Mapping[str, str], withheld: Collection[str], taken: Collection[str]
+) -> dict[str, str]:
     """Return recorded variables with the caller's own keys where some were withheld.
 
     Args:
         variables: as they are on record.
-        passed: names of those that came from the caller then; no other is taken from one now,
-            whatever its value on record looks like.
+        withheld: names of those whose values are not on record.
+        taken: of them, those that may come from the caller; the others are not set.
     """
-    gone = {name for name in passed if variables.get(name, "").startswith(_WITHHELD)}
     return {
-        name: os.environ[name] if name in gone else value
+        name: os.environ[name] if name in withheld else value
         for name, value in variables.items()
-        if name not in gone or name in os.environ
+        if name not in withheld or (name in taken and name in os.environ)
     }
