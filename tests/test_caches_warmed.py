@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -19,10 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from _cli import Cli
+from _base import shared_base
+from _cli import SEALRUN, Cli
 from _git import Repo
 from _image import base_of, environment_of, layer_of
 from _sandbox import bench
+from _user import USER, as_user
 from _wheels import make_wheel
 from sealrun.caches import CACHES, VARIABLES
 from sealrun.caches import gather as gathering
@@ -332,6 +335,33 @@ def test_gc_keeps_what_a_run_began_with_and_what_is_newest(cli: Cli) -> None:
 
     assert collect(2 * YEAR) == {used, newest}
     assert collect(0) == {used}
+
+
+@pytest.mark.engine
+def test_an_ordinary_user_has_them_too_and_knows_how_they_were_verified() -> None:
+    """Where the container's files cannot be seen, the copy's source is what was compared, untouched."""
+    with tempfile.TemporaryDirectory(prefix="sealrun-") as directory:
+        root = Path(directory)
+        root.chmod(0o755)
+        (root / "home").mkdir()
+        (root / "work").mkdir()
+        (root / "work" / "train.py").write_text(TRAIN)
+        (root / "work" / "sealrun.toml").write_text(POLICY)
+        shared_base(Cli(root / "work", root / "state").places)
+        subprocess.run(["chown", "-R", f"{USER}:{USER}", root], check=True)
+        script = f"""git init -q . && git add . && git commit -qm baseline
+            trap '{SEALRUN} guard stop >&2' EXIT
+            {SEALRUN} warm -- python3 train.py
+            {SEALRUN} run --result-file ../result.json -- python3 train.py
+            {SEALRUN} show --json $(python3 -c "import json
+print(json.load(open('../result.json'))['run'])")"""
+        group = Path("/var/run/docker.sock").stat().st_gid
+        said = as_user(root, script, state=root / "state", groups=(group,))
+    printed, _, shown = said.partition("\n")
+    found, record = json.loads(printed), json.loads(shown[shown.index("{") :])["run"]
+    assert (found["compiled"], found["owner"], len(found["found"])) == (False, True, 3)
+    (verified,) = [line for line in record["coverage"]["verified"] if "caches" in line]
+    assert "3 files, by content before they were copied, and untouched until" in verified
 
 
 @pytest.mark.engine
