@@ -20,6 +20,8 @@ import pytest
 
 from _sandbox import COMMITTED, USER, Bench, bench
 from sealrun.errors import EngineError, SandboxError
+from sealrun.image.model import Layer
+from sealrun.sandbox.contents import Witnesses
 from sealrun.sandbox.docker import DockerContainer, DockerSandbox, default_owner
 from sealrun.sandbox.protocol import Limits, Mount
 from sealrun.shipped import shipped
@@ -858,3 +860,15 @@ def test_files_never_enters_through_a_link(asked: Bench) -> None:
         Run(asked, container)
         with pytest.raises(SandboxError, match="plain directory"):
             list(container.files("/workspace/runs"))
+
+
+def test_each_set_of_mounts_has_a_listing_of_its_own(tmp_path: Path) -> None:
+    """Runs that mount different data into one image do not make each other compare everything anew."""
+    layers = (Layer("sha256:" + "1" * 64, 1, tmp_path / "layer"),)
+    witnesses = Witnesses(tmp_path, "ENGINE")
+    witnesses.remember(layers, ("/data", "/more"), "one")
+    witnesses.remember(layers, (), "other")
+    assert witnesses.known(layers, ("/more", "/data")) == "one"
+    assert witnesses.known(layers, ()) == "other"
+    assert witnesses.known(layers, ("/data",)) is None
+    assert Witnesses(tmp_path, "ANOTHER").known(layers, ()) is None

@@ -75,7 +75,7 @@ class ContainerCheck:
         return found + self._rest(progress)
 
     def _rest(self, progress: Progress) -> list[Discrepancy]:
-        known = self.witnesses.known(self.lower)
+        known = self.witnesses.known(self.lower, self.mounts)
         root = self.container.root
         self._listing = self._list(root)
         if known is not None and known == self._listing:
@@ -93,7 +93,7 @@ class ContainerCheck:
             return []
         found = compare_rest(self.container, self.lower, self.mounts, progress)
         if not found:
-            self.witnesses.remember(self.lower, self._listing or "content")
+            self.witnesses.remember(self.lower, self.mounts, self._listing or "content")
             self.verified.append("in the container: base and environment, by content, set equality")
         return found
 

@@ -4,8 +4,8 @@ Rules that this module keeps:
 
 - Set equality: a missing, a changed and an extra path are each a finding.
 - Committed files are compared by content every time.
-- Base and environment are compared by content at first use per engine and layer stack; later by
-  path, inode, size, mode and ctime, as one digest over all of them. A digest that differs is not a
+- Base and environment are compared by content at first use per engine, layer stack and mounts; later
+  by path, inode, size, mode and ctime, as one digest over all of them. A digest that differs is not a
   finding but leads to a full comparison.
 - What an engine itself puts into a container (``/.dockerenv``, mount points, ``/etc/hosts``) is
   named here, one by one.
@@ -352,27 +352,31 @@ def _name(entry: os.DirEntry[str]) -> str:
 
 
 class Witnesses:
-    """Digests of verified listings, by engine and layer stack; a cache in one JSON file each."""
+    """Digests of verified listings; a cache in one JSON file each.
+
+    One is kept for each engine, layer stack and set of mounts: what is mounted upon is not listed, so
+    that two containers of one image list different files where their data stands elsewhere.
+    """
 
     def __init__(self, directory: Path, engine: str) -> None:
         self.directory = directory
         self.engine = engine
 
-    def _file(self, layers: Sequence[Layer]) -> Path:
-        stack = "\n".join([self.engine, *(layer.diff_id for layer in layers)])
-        return self.directory / f"witness-{hashlib.sha256(stack.encode()).hexdigest()[:32]}.json"
+    def _file(self, layers: Sequence[Layer], mounts: Iterable[str]) -> Path:
+        key = json.dumps([self.engine, [layer.diff_id for layer in layers], sorted(mounts)])
+        return self.directory / f"witness-{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
-    def known(self, layers: Sequence[Layer]) -> str | None:
+    def known(self, layers: Sequence[Layer], mounts: Iterable[str]) -> str | None:
         """Return the listing digest of the last full verification, if there was one."""
         try:
-            found = json.loads(self._file(layers).read_text("ascii"))["listing"]
+            found = json.loads(self._file(layers, mounts).read_text("ascii"))["listing"]
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return found if isinstance(found, str) else None
 
-    def remember(self, layers: Sequence[Layer], listing: str) -> None:
+    def remember(self, layers: Sequence[Layer], mounts: Iterable[str], listing: str) -> None:
         """Keep the listing digest of a full verification that found no discrepancy."""
-        file = self._file(layers)
+        file = self._file(layers, mounts)
         draft = file.with_suffix(f".{os.getpid()}")
         draft.write_text(json.dumps({"listing": listing}), "ascii")
         draft.replace(file)
