@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 def lock(directory: Path) -> Generator[None]:
     """Hold the lock of a run's directory, by which others see that its controller lives.
 
+    Nobody locks a run's directory a second time, so its file can go with the lock: whoever asks takes
+    one without it for dead, as it is.
+
     Raises:
         StorageFault: it cannot be made or locked.
     """
@@ -48,6 +51,8 @@ def lock(directory: Path) -> Generator[None]:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
+        with contextlib.suppress(OSError):
+            (directory / LOCK).unlink()
         os.close(handle)
 
 

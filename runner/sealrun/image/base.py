@@ -12,9 +12,7 @@ Rules that this module keeps:
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import os
 import platform as host
 import re
 import tomllib
@@ -29,6 +27,7 @@ from sealrun.image.model import Base, Platform
 from sealrun.image.store import LayerStore, Records
 from sealrun.policy import PINS_FILE
 from sealrun.state import private
+from sealrun.turns import turn
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -253,10 +252,5 @@ def _records(places: Places) -> Records:
 @contextmanager
 def alone(places: Places, key: str) -> Generator[None]:
     """Hold the lock of one key, so that two ``warm`` at once do the work once."""
-    path: Path = private(places.cache / "locks") / hashlib.sha256(key.encode()).hexdigest()[:32]
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    with turn(private(places.cache / "locks") / hashlib.sha256(key.encode()).hexdigest()[:32]):
         yield
-    finally:
-        os.close(handle)

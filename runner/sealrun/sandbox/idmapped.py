@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from sealrun.errors import Fault
 from sealrun.state import private
+from sealrun.turns import turn
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -83,31 +84,17 @@ def shown(
     private(directory)
     clear(directory)
     place, lock = directory / name, directory / f"{name}{_SUFFIX}"
-    handle = _locked(lock)
-    try:
+    with turn(lock):
         try:
-            _mount(source, place, owner, user)
-        except OSError as error:
-            raise Unmappable(
-                f"the kernel does not show {source} with another owner: {error.strerror}"
-            ) from error
-        yield place
-    finally:
-        _unmount(place)
-        lock.unlink(missing_ok=True)
-        os.close(handle)
-
-
-def _locked(lock: Path) -> int:
-    while True:
-        handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        # Who clears up may have taken it for a dead one's before it was locked: without a name it
-        # would keep nobody from anything.
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(lock.stat(), os.fstat(handle)):
-                return handle
-        os.close(handle)
+            try:
+                _mount(source, place, owner, user)
+            except OSError as error:
+                raise Unmappable(
+                    f"the kernel does not show {source} with another owner: {error.strerror}"
+                ) from error
+            yield place
+        finally:
+            _unmount(place)
 
 
 def clear(directory: Path) -> None:
