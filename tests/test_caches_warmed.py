@@ -42,6 +42,8 @@ from sealrun.ledger import HostFacts
 from sealrun.policy import Policy, SandboxPolicy
 from sealrun.progress import Silent
 from sealrun.sandbox.docker import DockerSandbox
+from sealrun.sandbox.protocol import Limits
+from sealrun.sandbox.protocol import Seed as Copied
 from sealrun.sandbox.spec import SEED
 from sealrun.state import Places, private
 
@@ -417,6 +419,19 @@ def test_the_copy_in_the_container_is_what_counts(
         container.remove()
     # The container wrote to its copy alone.
     assert store.open(seed.digest) == seed
+
+
+@pytest.mark.engine
+def test_what_the_scratch_cannot_hold_ends_before_the_gate(tmp_path: Path, left: Path) -> None:
+    """A copy that does not fit is trouble of ours, said in words; nothing of the experiment runs."""
+    (left / "large").write_bytes(bytes(3 << 20))
+    at = bench(private(tmp_path / "bench"))
+    request = at.request(
+        "true", limits=Limits(tmp=2 << 20, pids=16), seed=Copied(left, CACHES, 3 << 20)
+    )
+    with pytest.raises(SandboxError, match="cannot write a cached file: No space left on device"):
+        DockerSandbox(at.api, owner="test-caches").create(request)
+    assert at.api.containers(all=True, filters={"name": request.name}) == []
 
 
 # -- the store -------------------------------------------------------------------------------------

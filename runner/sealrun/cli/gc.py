@@ -26,7 +26,7 @@ def command(
     unused: Annotated[
         str,
         typer.Option(
-            help="How long a base, environment or fetched item stays that no run used yet.",
+            help="How long a base, environment, fetched item or warmed cache stays that no run used.",
             metavar="TIME",
         ),
     ] = _UNUSED,
