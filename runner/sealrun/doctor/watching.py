@@ -45,34 +45,40 @@ class Limits:
 def state(places: Places) -> Iterable[Check]:
     """Yield the file system that our records are on."""
     there = next(p for p in (places.state, *places.state.parents) if p.exists())
-    mount = mount_of(os.fsencode(there), read_mounts())
+    yield _file_system(
+        "state",
+        there,
+        "no write-ahead log there, and locks of other machines",
+        "Put sealrun's state on a local disk: XDG_STATE_HOME or SEALRUN_HOME.",
+    )
+
+
+def _file_system(name: str, place: Path, remote: str, fix: str) -> Check:
+    """Grade the file system that a directory is on.
+
+    Args:
+        name: of the directory, for the row.
+        place: the directory.
+        remote: what it means that another machine may write there.
+        fix: what to do about that.
+    """
+    mount = mount_of(os.fsencode(place), read_mounts())
+    row = f"file system: {name}"
     if mount is None:
-        yield Check("file system: state", Grade.WARN, f"{there}: type not known")
-    elif mount.remote:
-        yield Check(
-            "file system: state",
-            Grade.WARN,
-            f"{mount.type} at {there}: no write-ahead log there, and locks of other machines",
-            "Put sealrun's state on a local disk: XDG_STATE_HOME or SEALRUN_HOME.",
-        )
-    else:
-        yield Check("file system: state", Grade.OK, f"{mount.type} at {there}")
+        return Check(row, Grade.WARN, f"{place}: type not known")
+    if mount.remote:
+        return Check(row, Grade.WARN, f"{mount.type} at {place}: {remote}", fix)
+    return Check(row, Grade.OK, f"{mount.type} at {place}")
 
 
 def workspace(top: Path) -> Iterable[Check]:
     """Yield the file system of the workspace, and whether every directory can be watched."""
-    mount = mount_of(os.fsencode(top), read_mounts())
-    if mount is None:
-        yield Check("file system: workspace", Grade.WARN, f"{top}: type not known")
-    elif mount.remote:
-        yield Check(
-            "file system: workspace",
-            Grade.WARN,
-            f"{mount.type}: writes of other machines make no event; coverage is content-only",
-            "Work in a clone on a local disk.",
-        )
-    else:
-        yield Check("file system: workspace", Grade.OK, f"{mount.type} at {top}")
+    yield _file_system(
+        "workspace",
+        top,
+        "writes of other machines make no event; coverage is content-only",
+        "Work in a clone on a local disk.",
+    )
     limits = read_limits()
     if limits is None:
         yield Check("inotify", Grade.WARN, "its limits cannot be read here")

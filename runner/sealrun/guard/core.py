@@ -141,26 +141,13 @@ class Guard:
 
     def posted(self, work: Callable[[], T]) -> Future[T]:
         """Do something in the guard's own thread."""
-        future: Future[T] = Future()
-
-        def step() -> None:
-            try:
-                future.set_result(work())
-            except Exception as error:  # noqa: BLE001 - carried to the caller
-                future.set_exception(error)
-
+        future, step = _promised(work)
         self._queue.put(step)
         return future
 
     def drained(self, work: Callable[[], T]) -> Future[T]:
         """Do something once every event of a write before this call has been dealt with."""
-        future: Future[T] = Future()
-
-        def step() -> None:
-            try:
-                future.set_result(work())
-            except Exception as error:  # noqa: BLE001 - carried to the caller
-                future.set_exception(error)
+        future, step = _promised(work)
 
         def ask() -> None:
             self._active = time.monotonic()
@@ -972,3 +959,16 @@ def _number(file: str) -> int:
         return int(Path(file).read_text("ascii"))
     except (OSError, ValueError):
         return 0
+
+
+def _promised(work: Callable[[], T]) -> tuple[Future[T], Callable[[], None]]:
+    """Return what a piece of work will come to, and the step that does it."""
+    future: Future[T] = Future()
+
+    def step() -> None:
+        try:
+            future.set_result(work())
+        except Exception as error:  # noqa: BLE001 - carried to the caller
+            future.set_exception(error)
+
+    return future, step
