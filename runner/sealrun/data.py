@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sealrun.errors import Refused, StorageFault
+from sealrun.regular import opened
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -246,20 +247,14 @@ def sha256_of(file: Path) -> str | None:
 
     For files that an experiment left: waits on no pipe and follows no link.
     """
-    try:
-        handle = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
+    stream = opened(file)
+    if stream is None:
         return None
-    try:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            return None
-        # A directory's descriptor cannot even be wrapped: the look at its kind comes first.
-        with os.fdopen(handle, "rb", buffering=0, closefd=False) as stream:
+    with stream:
+        try:
             return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError:
-        return None
-    finally:
-        os.close(handle)
+        except OSError:
+            return None
 
 
 def changes(dataset: Dataset) -> tuple[str, ...]:

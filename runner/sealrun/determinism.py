@@ -19,9 +19,9 @@ import contextlib
 import json
 import math
 import os
-import stat
 from typing import TYPE_CHECKING, Any, cast
 
+from sealrun.regular import beginning
 from sealrun.shipped import shipped
 
 if TYPE_CHECKING:
@@ -168,19 +168,13 @@ def _process(name: str) -> int:
 
 
 def _read(directory: int, name: str) -> dict[str, object] | None:
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    try:
-        handle = os.open(name, flags, dir_fd=directory)
-    except OSError:
+    text = beginning(name, _BYTES + 1, within=directory)
+    if text is None or len(text) > _BYTES:
         return None
-    with os.fdopen(handle, "rb") as file:
-        status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > _BYTES:
-            return None
-        try:
-            document: object = json.loads(file.read(_BYTES))
-        except (OSError, ValueError, RecursionError):
-            return None
+    try:
+        document: object = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
     return _sifted(document)
 
 

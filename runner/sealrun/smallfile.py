@@ -13,8 +13,9 @@ import contextlib
 import json
 import os
 import secrets
-import stat
 from typing import TYPE_CHECKING, Any
+
+from sealrun.regular import beginning
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,16 +53,10 @@ def write(file: Path, content: Mapping[str, Any]) -> None:
 
 def read(file: Path) -> Any:  # noqa: ANN401 - JSON is any of these
     """Return what a file holds; None where it is not there, too large, or none of ours."""
-    try:
-        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
-    except OSError:
+    found = beginning(file, LARGEST + 1)
+    if found is None or len(found) > LARGEST:
         return None
     try:
-        facts = os.fstat(descriptor)
-        if not stat.S_ISREG(facts.st_mode) or facts.st_size > LARGEST:
-            return None
-        return json.loads(os.read(descriptor, LARGEST))
-    except (OSError, ValueError, RecursionError):
+        return json.loads(found)
+    except (ValueError, RecursionError):
         return None
-    finally:
-        os.close(descriptor)

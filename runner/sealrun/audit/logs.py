@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sealrun.errors import UsageError
+from sealrun.regular import end
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -89,7 +89,7 @@ def read_logs(directory: Path, rows: Sequence[Row]) -> Logs:
             problems.append(f"{name}: names {'several rows' if numbers else 'no row'}")
         elif numbers[0] in by_row:
             problems.append(f"{name}: row {numbers[0]} has {by_row[numbers[0]].file.name} already")
-        elif (content := _read(directory / name)) is None:
+        elif (content := end(directory / name, SIZE_LIMIT)) is None:
             problems.append(f"{name}: cannot be read as a regular file")
         else:
             by_row[numbers[0]] = parse_log(directory / name, content)
@@ -140,19 +140,3 @@ def _lines(content: bytes) -> Iterator[bytes]:
     for line in re.split(rb"[\r\n]", content):
         if 0 < len(line) <= _LINE_LIMIT:
             yield line
-
-
-def _read(file: Path) -> bytes | None:
-    try:
-        handle = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return None
-    with os.fdopen(handle, "rb") as stream:
-        status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode):
-            return None
-        try:
-            stream.seek(max(0, status.st_size - SIZE_LIMIT))
-            return stream.read(SIZE_LIMIT)
-        except OSError:
-            return None

@@ -11,14 +11,13 @@ Rules that this module keeps:
 
 from __future__ import annotations
 
-import os
 import re
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sealrun.nested import walk
+from sealrun.regular import end
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,7 +52,7 @@ def moves(repository: Repository) -> list[Move]:
     """Return the moves of every HEAD and branch of a clone, each once, in time."""
     found: set[Move] = set()
     for file in _files(repository.common_dir):
-        found.update(_parse(_read(file)))
+        found.update(_parse(end(file, SIZE_LIMIT) or b""))
     return sorted(found, key=lambda move: (move.at, move.message, move.old, move.new))
 
 
@@ -61,19 +60,6 @@ def _files(common: Path) -> Iterator[Path]:
     for root in (common / "logs", *sorted(common.glob("worktrees/*/logs"))):
         for folder, _, names in walk(root):
             yield from (Path(folder, name) for name in sorted(names))
-
-
-def _read(file: Path) -> bytes:
-    try:
-        handle = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return b""
-    with os.fdopen(handle, "rb") as stream:
-        status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode):
-            return b""
-        stream.seek(max(0, status.st_size - SIZE_LIMIT))
-        return stream.read(SIZE_LIMIT)
 
 
 def _parse(content: bytes) -> Iterator[Move]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from sealrun.doctor import formatters
 from sealrun.doctor import triggers as found_in
 from sealrun.doctor.model import Check, Grade
+from sealrun.regular import beginning
 from sealrun.state import private
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def judge(trial: Trial) -> Check:
 def _triggers(repository: Repository) -> Iterator[Trigger]:
     top, home = repository.workspace, Path.home()
     hooks = _hooks(repository)
-    installed = any(h.name == "pre-commit" and "pre-commit" in (_read(h) or "") for h in hooks)
+    installed = any(h.name == "pre-commit" and b"pre-commit" in (beginning(h, _MOST) or b"") for h in hooks)
     pre_commit = functools.partial(found_in.of_pre_commit, installed=installed)
     readers: list[tuple[Path, Callable[[str, str], Iterator[Trigger]]]] = [
         (top / ".vscode/settings.json", found_in.of_vscode),
@@ -112,9 +113,9 @@ def _triggers(repository: Repository) -> Iterator[Trigger]:
         (home / ".aider.conf.yml", found_in.of_aider),
     ]
     for file, reader in readers:
-        if (text := _read(file)) is not None:
+        if (text := beginning(file, _MOST)) is not None:
             shown = str(file.relative_to(top)) if file.is_relative_to(top) else str(file)
-            yield from reader(shown, text)
+            yield from reader(shown, text.decode("utf-8", "replace"))
 
 
 def _hooks(repository: Repository) -> list[Path]:
@@ -134,14 +135,3 @@ def _configuration(tree: CommittedTree) -> dict[str, str]:
         if formatters.is_configuration(name) and stat.S_ISREG(entry.mode) and entry.size <= _MOST:
             wanted[path] = tree.read(entry).decode("utf-8", "replace")
     return wanted
-
-
-def _read(file: Path) -> str | None:
-    try:
-        handle = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return None
-    with os.fdopen(handle, "rb") as stream:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            return None
-        return stream.read(_MOST).decode("utf-8", "replace")

@@ -10,7 +10,6 @@ Rules that this module keeps:
 from __future__ import annotations
 
 import os
-import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,7 @@ from sealrun.init import draft
 from sealrun.init.interpreter import PROJECT
 from sealrun.init.proposal import READ_BY_AGENTS, SKILL
 from sealrun.init.shape import LOCKS, PREPARE, PROGRAM, TRAIN, Found
+from sealrun.regular import beginning
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -66,16 +66,8 @@ def read(workspace: Path, path: str) -> bytes | None:
     file = workspace / path
     if not _is_direct(workspace, path):
         return None
-    try:
-        descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except (OSError, ValueError):
-        return None
-    with open(descriptor, "rb") as opened:  # noqa: PTH123 - it is a descriptor
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > _LARGEST:
-            return None
-        content = opened.read(_LARGEST + 1)
-    return content if len(content) <= _LARGEST else None
+    found = beginning(file, _LARGEST + 1)
+    return found if found is not None and len(found) <= _LARGEST else None
 
 
 def is_free(workspace: Path, path: str) -> bool:

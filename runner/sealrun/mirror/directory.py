@@ -182,9 +182,10 @@ def _read(file: Path, limit: int) -> bytes | None:
         if error.errno in (errno.ELOOP, errno.ENXIO, errno.ENOTDIR):
             raise Damaged(f"{file} is no regular file") from error
         raise _trouble(error, file) from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise Damaged(f"{file} is no regular file")
     with os.fdopen(descriptor, "rb") as stream:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise Damaged(f"{file} is no regular file")
         try:
             return stream.read(limit)
         except OSError as error:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-import stat
 import time
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from sealrun.nested import walk
 from sealrun.reasons import Reason
+from sealrun.regular import opened
 from sealrun.secrets.detect import MOST, VERSION, Key, keys, variable
 from sealrun.secrets.names import holder
 from sealrun.tree import SYMLINK
@@ -353,16 +353,16 @@ def in_files(places: Sequence[Path], below: Path, seconds: float | None = None) 
     stopped = False
     for number, path in enumerate(_files(places)):
         shown = os.path.relpath(path, below)
-        opened = _open(path)
-        if opened is None:
+        file = opened(path)
+        if file is None:
             continue
-        with os.fdopen(opened, "rb") as file:
+        with file:
             late = until is not None and time.monotonic() > until
             if late or number >= FILES or len(found) >= FOUND:
                 # Nor counted: a run may leave millions.
                 stopped = True
                 break
-            whole = os.fstat(opened).st_size
+            whole = os.fstat(file.fileno()).st_size
             size += whole
             try:
                 some, more = _in_file(file.fileno(), whole, shown)
@@ -383,18 +383,6 @@ def _files(places: Iterable[Path]) -> Iterator[str]:
                 yield from (f"{directory}/{name}" for name in sorted(files))
         else:
             yield str(place)
-
-
-def _open(path: str) -> int | None:
-    """Open a regular file; None for everything else, and for what cannot be opened."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return None
-    if stat.S_ISREG(os.fstat(descriptor).st_mode):
-        return descriptor
-    os.close(descriptor)
-    return None
 
 
 def _in_file(descriptor: int, size: int, shown: str) -> tuple[int, list[Found]]:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from sealrun.guard.gitstate import GitPlaces, Snapshot, snapshot
 from sealrun.nested import walk
+from sealrun.regular import beginning
 from sealrun.tree import blob_id
 from sealrun.watch.expected import index_flags
 from sealrun.workspace import read_bounded
@@ -208,9 +209,4 @@ def _replaced(places: GitPlaces) -> dict[str, str]:
 
 
 def _read(path: bytes) -> bytes:
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    try:
-        with os.fdopen(os.open(path, flags), "rb") as file:
-            return file.read(256 << 20)
-    except OSError:
-        return b""
+    return beginning(path, 256 << 20) or b""
