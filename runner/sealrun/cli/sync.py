@@ -52,10 +52,10 @@ def command(
     Example:  sealrun sync wandb 01K9ZQ4M
     """
     from sealrun.state import private
-    from sealrun.trackers import tracker
+    from sealrun import trackers
     from sealrun.trackers.tracker import Target
 
-    found = tracker(name)
+    found = trackers.find(name)
     with open_here() as here:
         if here.ledger is None:
             raise no_such_run(run)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 TRACKERS = ("wandb",)
 
 
-def tracker(name: str) -> Tracker:
+def find(name: str) -> Tracker:
     """Return a tracker by its name.
 
     Raises:
