@@ -51,8 +51,8 @@ def command(
 
     Example:  sealrun sync wandb 01K9ZQ4M
     """
-    from sealrun.state import private
     from sealrun import trackers
+    from sealrun.state import private
     from sealrun.trackers.tracker import Target
 
     found = trackers.find(name)
