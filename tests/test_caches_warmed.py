@@ -314,6 +314,8 @@ def test_a_repetition_begins_with_the_same_seed_or_says_that_it_could_not(cli: C
     assert "the compile caches begin empty" in done.stderr
     assert "the warmed ones are not here any more" in done.stderr
     assert "compile caches begin" in done.stdout
+    newest = cli.json("show", cli.json("log")["runs"][0]["run"])["run"]
+    assert any("the compile caches began empty" in one for one in newest["coverage"]["missing"])
     # The run can be rebuilt all the same.
     (rebuildable, *_) = cli.json("doctor", "--reproducible")["runs"]
     assert rebuildable["rebuildable"]

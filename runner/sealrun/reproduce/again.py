@@ -338,7 +338,12 @@ class _Again(Experiment):
 
         policy, key = self.policy.policy, self._made_of(image)
         with self.clock.step("caches"):
-            return again(recorded, policy, key, self.places, self.listener)
+            given = again(recorded, policy, key, self.places, self.listener)
+        if given is None:
+            self.course.missing.append(
+                f"the compile caches began empty, not with {recorded.digest[:12]} as in the original"
+            )
+        return given
 
     def _passed(self) -> Sequence[str]:
         """Return the names of the variables that come from the caller."""
