@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import subprocess
 import sys
@@ -118,6 +119,8 @@ def hostile_run(ledger: Ledger, text: str) -> str:
     return run
 
 
+# Cached: Hypothesis looks into each new strategy anew, which costs more than drawing from it.
+@functools.cache
 def any_text(size: int = 20) -> st.SearchStrategy[str]:
     """Return a strategy for texts of any code points, surrogates included."""
     return st.text(st.characters(exclude_categories=()), max_size=size)
@@ -143,6 +146,7 @@ def any_record(kind: type[Any], **given: st.SearchStrategy[Any]) -> st.SearchStr
     return st.builds(kind, **fields)
 
 
+@functools.cache
 def _any(hint: object) -> st.SearchStrategy[Any]:
     arguments = typing.get_args(hint)
     origin = typing.get_origin(hint)
