@@ -7,6 +7,7 @@ its layers, which the store keeps read-only.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -20,6 +21,10 @@ from sealrun.tree import CommittedTree
 
 if TYPE_CHECKING:
     from sealrun.image.model import Base
+
+
+#: How many listings of an engine's files a test's places are given.
+_RECENT = 20
 
 
 def shared_cache() -> Path:
@@ -69,4 +74,23 @@ def shared_base(places: Places, name: str = "debian-python") -> Base:
     records.put_base(key, made)
     found = records.base(key)
     assert found is not None
+    _copy_witnesses(shared_places(), places)
     return found
+
+
+def keep_witnesses(places: Places) -> None:
+    """Let later tests' first runs know which files of the engine a run has compared by content.
+
+    What has changed since is compared again, as in any home.
+    """
+    # A test may have left anything in the way of its home's records.
+    with contextlib.suppress(OSError):
+        _copy_witnesses(places, shared_places())
+
+
+def _copy_witnesses(source: Places, target: Places) -> None:
+    known = (source.data / "records").glob("witness-*.json")
+    for file in sorted(known, key=lambda one: one.stat().st_mtime)[-_RECENT:]:
+        draft = target.bases / f"{file.name}.{os.getpid()}"
+        shutil.copyfile(file, draft)
+        draft.replace(target.bases / file.name)

@@ -8,12 +8,33 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from _base import shared_base
+import _forked
+from _base import keep_witnesses, shared_base
 from sealrun.state import Places
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 SEALRUN = Path(sys.executable).with_name("sealrun")
+
+
+def run_started(
+    program: Path, arguments: tuple[str, ...], cwd: Path, env: Mapping[str, str], timeout: float
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end in a process that is started for it."""
+    return subprocess.run(
+        [program, *arguments],
+        cwd=cwd,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="surrogateescape",
+        timeout=timeout,
+        check=False,
+    )
 
 
 @dataclass
@@ -50,17 +71,10 @@ class Cli:
         self, *arguments: str, status: int | None = 0, timeout: float = 240
     ) -> subprocess.CompletedProcess[str]:
         """Run a command to its end and check its status (None: any)."""
-        done = subprocess.run(
-            [SEALRUN, *arguments],
-            cwd=self.directory,
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="surrogateescape",
-            timeout=timeout,
-            check=False,
-        )
+        variables = self.environment
+        started = _forked.has_to_start(arguments, variables)
+        run = run_started if started else _forked.run
+        done = run(SEALRUN, arguments, self.directory, variables, timeout)
         assert "Traceback" not in done.stderr, done.stderr
         if status is not None:
             assert done.returncode == status, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
@@ -97,4 +111,5 @@ class Cli:
 
     def stop_guard(self) -> None:
         """End this home's guard, so that no test leaves a process behind."""
+        keep_witnesses(self.places)
         self("guard", "stop", status=None)
