@@ -95,7 +95,9 @@ def judge(trial: Trial) -> Check:
 def _triggers(repository: Repository) -> Iterator[Trigger]:
     top, home = repository.workspace, Path.home()
     hooks = _hooks(repository)
-    installed = any(h.name == "pre-commit" and b"pre-commit" in (beginning(h, _MOST) or b"") for h in hooks)
+    installed = any(
+        h.name == "pre-commit" and b"pre-commit" in (beginning(h, _MOST) or b"") for h in hooks
+    )
     pre_commit = functools.partial(found_in.of_pre_commit, installed=installed)
     readers: list[tuple[Path, Callable[[str, str], Iterator[Trigger]]]] = [
         (top / ".vscode/settings.json", found_in.of_vscode),
