@@ -1194,18 +1194,18 @@ def test_looking_writes_nothing(bench: Bench) -> None:
     assert not bench.alarm.directory.exists()
 
 
-@pytest.mark.soak(sample=True)
-def test_a_sender_killed_again_and_again_loses_nothing(bench: Bench) -> None:
+@pytest.mark.parametrize("deaths", [6, pytest.param(30, marks=pytest.mark.soak)])
+def test_a_sender_killed_again_and_again_loses_nothing(bench: Bench, deaths: int) -> None:
     """However often it dies, each notice arrives; what comes twice is marked."""
     with listening() as (port, got):
         bench.configure(f'type = "webhook"\nurl = "http://127.0.0.1:{port}/"')
         storm = [notice(number) for number in range(60)]
         for one in storm:
             bench.spool.put(one)
-        for number in range(15):
+        for number in range(deaths):
             sender = subprocess.Popen(bench.sender)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                sender.wait(0.3 + 0.04 * number)
+                sender.wait(0.3 + 0.6 * number / deaths)
             for process in bench.senders():
                 with contextlib.suppress(psutil.Error):
                     process.kill()

@@ -103,7 +103,7 @@ def _wheels(context: Path) -> str:
     folder = context / "wheels"
     # What builds it is in the dev group: an environment for the build alone would take a compiler's
     # unpacking, most of a minute of a core.
-    options = ["--no-deps", "--no-build-isolation", "--wheel-dir", folder]
+    options = ["--no-deps", "--no-build-isolation", "--wheel-dir", str(folder)]
     subprocess.run([*pip, "wheel", *options, str(_TOP)], check=True)
     (wheel,) = folder.glob("sealrun-*.whl")
     wanted = ["--only-binary=:all:", "--python-version=3.11", "--dest", str(folder)]
