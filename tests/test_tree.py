@@ -64,6 +64,26 @@ def test_a_commit_is_read_byte_for_byte(repo: Repo) -> None:
     assert list(tree.entries) == sorted(tree.entries, key=lambda e: e.path)
 
 
+def test_another_reader_finds_the_same(repo: Repo) -> None:
+    """GitPython, which parses git's objects in Python, reads the same paths, modes, ids and bytes."""
+    import git
+
+    repo.write({"a/b/run.sh": "#!/bin/sh\n", "a.py": "x = 1\n", "empty": b"", "a-b": b"\x00\r\n"})
+    (repo.path / "a/b/run.sh").chmod(0o755)
+    (repo.path / "link").symlink_to("a/b")
+    repo.commit({}, "a commit")
+    tree = repo.tree()
+    ours = {os.fsdecode(e.path): (e.mode, e.oid, tree.read(e)) for e in tree.entries}
+    # Its processes stay until it is closed.
+    with git.Repo(repo.path) as other:
+        theirs = {
+            str(found.path): (found.mode, found.hexsha, found.data_stream.read())
+            for found in other.commit(tree.commit).tree.traverse()
+            if isinstance(found, git.Blob)
+        }
+    assert theirs == ours
+
+
 def test_attributes_do_not_touch_the_bytes(repo: Repo) -> None:
     """export-ignore, export-subst and eol change what git archive gives, never what we read."""
     repo.commit(
