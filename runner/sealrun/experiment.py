@@ -461,7 +461,7 @@ class Experiment:
             container,
             sealed.image,
             sealed.manifest,
-            [*(dataset.target for dataset in self.datasets), *container.brought],
+            [dataset.target for dataset in self.datasets],
             Witnesses(self.places.bases, engine.id),
         )
         with contextlib.closing(check):

@@ -51,7 +51,8 @@ class ContainerCheck:
     ) -> None:
         self.container = container
         self.manifest = manifest
-        self.mounts = mounts
+        #: What is no layer's: the mounts asked for, and what the engine's toolkit brought for a GPU.
+        self.mounts = [*mounts, *container.brought]
         self.witnesses = witnesses
         self.lower: tuple[Layer, ...] = image.layers[:-1]
         self.verified: list[str] = []
