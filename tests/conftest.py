@@ -7,6 +7,7 @@ without it none. What is left out is said in the summary.
 from __future__ import annotations
 
 import os
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,9 +15,24 @@ import pytest
 from _git import Repo
 
 if TYPE_CHECKING:
+    from types import FrameType
     from pathlib import Path
 
 _LEFT = pytest.StashKey[int]()
+
+
+def pytest_configure() -> None:
+    """Let signals end what tests start, whatever our caller ignores (``nohup``, a shell's ``&``).
+
+    An ignored signal stays ignored in every program that is started (signal(7)); a handler does not.
+    """
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, _nothing)
+
+
+def _nothing(number: int, frame: FrameType | None) -> None:
+    """Handle a signal by doing nothing."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
