@@ -15,8 +15,8 @@ import pytest
 from _git import Repo
 
 if TYPE_CHECKING:
-    from types import FrameType
     from pathlib import Path
+    from types import FrameType
 
 _LEFT = pytest.StashKey[int]()
 
