@@ -325,10 +325,6 @@ class Experiment:
                 loading = load(sealed.image, engine.client, progress=self.listener)
         try:
             self._contained(sandbox, engine, sealed, loading)
-        except KeyboardInterrupt:
-            # It may have struck between the container's creation and the first line that knows it.
-            sandbox.clear(lambda run: run != self.id)
-            raise
         except ImageDamaged as damage:
             # Somebody wrote into the engine's layer store. What we load anew is verified again;
             # without this one changed file would cost an unattended loop its night.
@@ -396,15 +392,27 @@ class Experiment:
         )
         begun = self.caches.facts if self.caches else None
         self.ledger.append(replace(sealed_as, caches=begun))
-        with self.clock.step("create"):
-            container = sandbox.create(request)
+        with self._leaving_none(sandbox):
+            with self.clock.step("create"):
+                container = sandbox.create(request)
+            try:
+                self.kept.close()
+                self._inside(container, engine, sealed)
+            finally:
+                # Beside verify 3: nothing is read from the container any more.
+                self.removal = threading.Thread(target=self._remove, args=(container,))
+                self.removal.start()
+
+    @contextlib.contextmanager
+    def _leaving_none(self, sandbox: Sandbox) -> Generator[None]:
+        """Leave no container of ours behind when a signal strikes."""
         try:
-            self.kept.close()
-            self._inside(container, engine, sealed)
-        finally:
-            # Beside verify 3: nothing is read from the container any more.
-            self.removal = threading.Thread(target=self._remove, args=(container,))
-            self.removal.start()
+            yield
+        except KeyboardInterrupt:
+            # It may have struck between the container's creation and the first line that knows it.
+            with contextlib.suppress(EngineError):
+                sandbox.clear(lambda run: run != self.id)
+            raise
 
     def _passed(self) -> Sequence[str]:
         """Return the names of the variables that come from the caller."""

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from types import FrameType
 
-_NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+#: The alarm is one that came while a module was imported, and strikes again (``sealrun.cli``).
+_NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
 
 
 @contextlib.contextmanager
@@ -27,7 +28,7 @@ def held_back() -> Generator[None]:
     """Let a signal wait until the block is over; a second one strikes at once.
 
     Raises:
-        KeyboardInterrupt: a signal came; raised at the block's end.
+        KeyboardInterrupt: a signal came; raised at the block's end, whatever else that end is.
     """
     came = 0
 
@@ -37,10 +38,12 @@ def held_back() -> Generator[None]:
         if came > 1:
             raise KeyboardInterrupt
 
-    with _handled_by(hold):
-        yield
-    if came:
-        raise KeyboardInterrupt
+    try:
+        with _handled_by(hold):
+            yield
+    finally:
+        if came:
+            raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
