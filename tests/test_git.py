@@ -43,14 +43,15 @@ def test_a_call_that_ends_early_is_told_by_its_words(repo: Repo) -> None:
     assert "pack signature mismatch" in words
 
 
-def test_trouble_with_what_git_is_fed_ends_git(repo: Repo) -> None:
+@pytest.mark.parametrize("trouble", [LookupError, BrokenPipeError])
+def test_trouble_with_what_git_is_fed_ends_git(repo: Repo, trouble: type[Exception]) -> None:
     """An exception of the source goes on to the caller, and nothing is made of the beginning."""
 
     def broken() -> Iterator[bytes]:
         yield from _commit()
-        raise LookupError
+        raise trouble
 
     git = Git(repo.path)
-    with pytest.raises(LookupError):
+    with pytest.raises(trouble):
         git.fed("fast-import", "--quiet", chunks=(c for c in broken() if c != b"\ndone\n"))
     assert git.attempt("rev-parse", "--verify", "--quiet", "refs/heads/fed")[0] != 0

@@ -162,9 +162,10 @@ class Git:
             reader.start()
             try:
                 for chunk in chunks:
-                    feed.write(chunk)
-            except BrokenPipeError:
-                pass  # Why git ended, its status and its words say.
+                    try:
+                        feed.write(chunk)
+                    except BrokenPipeError:
+                        break  # Why git ended, its status and its words say.
             except BaseException:
                 process.kill()
                 raise
