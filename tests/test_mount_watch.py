@@ -37,7 +37,7 @@ def _do(shell: subprocess.Popen[str], command: str) -> None:
 
 def test_mounts_that_stay_are_named_and_others_noticed(tmp_path: Path) -> None:
     """Nothing is said of quiet mounts; a new one, a lost one and one that was undone are told."""
-    at = tmp_path / "a name\twith blanks"
+    at = tmp_path / "a name\twith blanks\r\x0c\x85and ends of lines"
     at.mkdir()
     with (
         _namespace() as shell,

@@ -197,13 +197,14 @@ def test_complete_means_that_no_loss_touches(losses: list[tuple[float, float | N
 
 
 def test_mounts_are_parsed() -> None:
-    """Points with spaces, optional fields and network types are understood; junk is left out."""
+    """Spaces, other ends of lines, optional fields and network types are understood; no junk."""
     text = (
         b"36 35 98:0 /mnt1 /mnt/with\\040space rw,noatime master:1 - ext3 /dev/root rw\n"
         b"37 35 0:50 / /mnt/n rw shared:7 master:2 - nfs4 host:/x rw\n"
         b"38 35 0:51 / /mnt/n/deep rw - fuse.sshfs me@host: rw\n"
         b"39 35 0:52 / /mnt/nn rw - fuseblk /dev/sdb1 rw\n"
         b"junk\n"
+        b"40 35 0:53 / /mnt/a\rb\x0c\xc2\x85c rw - tmpfs none rw\n"
     )
     mounts = parse_mounts(text)
     assert [(m.point, m.type, m.remote) for m in mounts] == [
@@ -211,6 +212,7 @@ def test_mounts_are_parsed() -> None:
         (b"/mnt/n", "nfs4", True),
         (b"/mnt/n/deep", "fuse.sshfs", True),
         (b"/mnt/nn", "fuseblk", False),
+        (b"/mnt/a\rb\x0c\xc2\x85c", "tmpfs", False),
     ]
     assert [m.point for m in mounts_below(mounts, b"/mnt/n")] == [b"/mnt/n/deep"]
 

@@ -47,7 +47,8 @@ class Mount:
 def parse_mounts(text: bytes) -> tuple[Mount, ...]:
     """Parse mountinfo; lines that are not understood are left out."""
     mounts: list[Mount] = []
-    for line in text.splitlines():
+    # Any other end of a line may stand in a name.
+    for line in text.split(b"\n"):
         fields = line.split(b" ")
         try:
             dash = fields.index(b"-", 6)

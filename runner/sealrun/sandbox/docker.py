@@ -269,7 +269,7 @@ class DockerContainer:
             if os.access(root, os.R_OK):
                 self.root = root
                 if self._request.devices is not None and self._request.devices.injected:
-                    text = (root.parent / "mountinfo").read_text("utf-8", "surrogateescape")
+                    text = os.fsdecode((root.parent / "mountinfo").read_bytes())
                     self.brought = brought(root, (mount.target for mount in read_mounts(text)))
 
     def effective(self) -> Effective:

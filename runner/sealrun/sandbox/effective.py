@@ -61,7 +61,8 @@ class MountLine:
 
 def read_mounts(text: str) -> Iterator[MountLine]:
     """Yield the mounts of a process, with octal escapes undone (proc(5), mountinfo)."""
-    for line in text.splitlines():
+    # Of the ends of lines the kernel escapes this one alone: others may stand in a name.
+    for line in filter(None, text.split("\n")):
         front, _, back = line.partition(" - ")
         fields, rest = front.split(" "), back.split(" ")
         yield MountLine(
@@ -311,7 +312,7 @@ def read_effective(
     }
     for name, compare in comparisons.items():
         try:
-            problems += compare((directory / name).read_text("utf-8", "surrogateescape"))
+            problems += compare((directory / name).read_bytes().decode("utf-8", "surrogateescape"))
         except OSError as error:
             unseen.append(f"the container's {name} cannot be read: {error.strerror}")
     try:
