@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shlex
@@ -130,6 +131,25 @@ def test_what_a_death_left_mounted_is_removed_by_the_next(tmp_path: Path) -> Non
     assert list(views.iterdir()) == []
     assert (source / "file").read_text() == "kept"
     assert (source / "file").stat().st_uid == os.getuid()
+
+
+def test_clearing_up_takes_nothing_from_who_begins_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lock that was opened just before its holder ended says nothing of the next one of its name."""
+    place, lock = tmp_path / "v", tmp_path / "v.lock"
+    lock.touch()
+
+    def late(handle: int, how: int) -> None:
+        lock.unlink()
+        lock.touch()
+        place.mkdir()
+        locking(handle, how)
+
+    locking = fcntl.flock
+    monkeypatch.setattr(fcntl, "flock", late)
+    idmapped.clear(tmp_path)
+    assert sorted(tmp_path.iterdir()) == [place, lock]
 
 
 def test_what_is_mounted_below_data_is_shown_with_it(tmp_path: Path) -> None:

@@ -106,11 +106,14 @@ def clear(directory: Path) -> None:
             continue
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            # Its holder may have ended since it was opened, and another have taken its name.
+            dead = os.path.samestat(lock.stat(), os.fstat(handle))
+        except (BlockingIOError, FileNotFoundError):
             continue
         else:
-            _unmount(directory / lock.name.removesuffix(_SUFFIX))
-            lock.unlink(missing_ok=True)
+            if dead:
+                _unmount(directory / lock.name.removesuffix(_SUFFIX))
+                lock.unlink(missing_ok=True)
         finally:
             os.close(handle)
 
