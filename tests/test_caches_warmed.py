@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from _base import shared_base
+from _base import no_tree, shared_base
 from _cli import SEALRUN, Cli
 from _git import Repo
 from _image import base_of, environment_of, layer_of
@@ -32,6 +32,7 @@ from sealrun.caches import gather as gathering
 from sealrun.caches.key import digest, parts
 from sealrun.caches.start import Given, again, for_run
 from sealrun.caches.store import Origin, SeedStore, Unusable
+from sealrun.data import Dataset
 from sealrun.devices.access import Access
 from sealrun.errors import SandboxError
 from sealrun.gc.model import Kind
@@ -46,6 +47,8 @@ from sealrun.sandbox.protocol import Limits
 from sealrun.sandbox.protocol import Seed as Copied
 from sealrun.sandbox.spec import SEED
 from sealrun.state import Places, private
+from sealrun.tree import CommittedTree
+from sealrun.tree import Entry as Committed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -221,7 +224,36 @@ hashes = {{ sha256 = "{sha256}" }}
     cli("warm")
     found, record, said = run(cli)
     assert (found["found"], record["caches"]) == ([], None)
-    assert "nothing was warmed for this environment on this machine" in said
+    assert "nothing was warmed for this environment, these data and sources" in said
+
+
+@pytest.mark.engine
+def test_a_changed_source_is_never_run_as_it_was_compiled_before(cli: Cli, repo: Repo) -> None:
+    """Files of an image have one time: builders that compare times would keep what they find."""
+    script = """
+        import os, pathlib
+        cache = pathlib.Path(os.environ["TORCH_EXTENSIONS_DIR"])
+        source, made = pathlib.Path("answer.cpp"), cache / "answer.so"
+        if not made.exists() or made.stat().st_mtime_ns < source.stat().st_mtime_ns:
+            cache.mkdir(parents=True, exist_ok=True)
+            made.write_bytes(source.read_bytes())
+        print(made.read_text(), "numba" in os.listdir(cache.parent))
+        numba = pathlib.Path(os.environ["NUMBA_CACHE_DIR"])
+        numba.mkdir(parents=True, exist_ok=True)
+        (numba / "index").write_text("trusts the time of a Python file, and not those it calls")
+        print("val_bpb: 1")
+    """
+    train = textwrap.dedent(script)
+    repo.commit({"train.py": train, "answer.cpp": "0.5"})
+    warm(cli)
+    repo.commit({"train.py": train + "# Another idea.\n", "README.md": "Of it.\n"})
+    _, done = cli.run("python3", "train.py")
+    assert done.stdout.splitlines()[0] == "0.5 False"
+    assert "begin empty" not in done.stderr
+    repo.commit({"answer.cpp": "0.3"})
+    _, done = cli.run("python3", "train.py")
+    assert done.stdout.splitlines()[0] == "0.3 False"
+    assert "the compile caches begin empty: nothing was warmed for" in done.stderr
 
 
 @pytest.mark.engine
@@ -632,13 +664,20 @@ def test_a_repetition_elsewhere_gets_no_code_for_another_processor(
 
 
 def test_a_key_is_what_decides_whether_code_may_run(tmp_path: Path) -> None:
-    """Base, environment, machine, GPUs, the policy's variables and the repository each change it."""
+    """Base, environment, machine, GPUs, variables, repository, data and what is not Python do."""
     layers = LayerStore(private(tmp_path / "layers"))
     base, middle, tree = (layer_of(layers, {b"x": mark}) for mark in (b"1", b"2", b"3"))
     host = HostFacts(
         architecture="x86_64", cpu_model="a", details={"instruction_sets": ("avx", "avx2")}
     )
     gpu = Access((), facts={"gpus": ["H200", "H200"], "driver": "nvidia 580"})
+    data = Dataset(tmp_path, "/data/headers", (), "d" * 64, 0)
+
+    def committed(**files: str) -> CommittedTree:
+        names = sorted(name.replace("_", ".").encode() for name in files)
+        ids = {name.replace("_", ".").encode(): oid for name, oid in files.items()}
+        entries = tuple(Committed(name, 0o100644, ids[name], 1) for name in names)
+        return replace(no_tree(), entries=entries)
 
     def key(**other: Any) -> str:  # noqa: ANN401 - any of the parts
         below = base_of(other.get("base", base)), environment_of(other.get("middle", middle))
@@ -649,6 +688,8 @@ def test_a_key_is_what_decides_whether_code_may_run(tmp_path: Path) -> None:
         return digest(
             parts(
                 other.get("repository", "1"),
+                other.get("commit", committed(a_py="1", b_cu="1")),
+                other.get("data", [data]),
                 image,
                 policy,
                 other.get("host", host),
@@ -659,10 +700,17 @@ def test_a_key_is_what_decides_whether_code_may_run(tmp_path: Path) -> None:
     same = key()
     assert key(tree=layer_of(layers, {b"x": b"4"})) == same
     assert key(host=replace(host, hostname="another", kernel="7")) == same
+    assert key(commit=committed(a_py="2", b_cu="1", c_md="1", d_py="1")) == same
     different = [
         key(base=tree),
         key(middle=tree),
         key(repository="2"),
+        key(commit=committed(a_py="1", b_cu="2")),
+        key(commit=committed(a_py="1", b_cu="1", c_h="1")),
+        key(commit=committed(a_py="1", c_cu="1")),
+        key(commit=committed(a_py="1")),
+        key(data=[]),
+        key(data=[replace(data, digest="e" * 64)]),
         key(variables={"CFLAGS": "-march=native"}),
         key(host=replace(host, cpu_model="b")),
         key(host=replace(host, details={"instruction_sets": ("avx",)})),
@@ -674,6 +722,7 @@ def test_a_key_is_what_decides_whether_code_may_run(tmp_path: Path) -> None:
     assert key(devices=replace(gpu, facts={**gpu.facts, "gpus": ["H200"]})) == key(devices=gpu)
 
 
-def test_every_cache_lies_where_seeds_are_taken_from() -> None:
-    """What the variables name is what warm keeps."""
-    assert all(Path(place).is_relative_to(CACHES) for place in VARIABLES.values())
+def test_every_cache_but_numbas_lies_where_seeds_are_taken_from() -> None:
+    """What the variables name is what warm keeps, but for what does not know its own sources."""
+    beside = {name for name, place in VARIABLES.items() if not Path(place).is_relative_to(CACHES)}
+    assert beside == {"NUMBA_CACHE_DIR"}

@@ -442,7 +442,9 @@ class Experiment:
         from sealrun.caches.key import parts
 
         policy, devices = self.policy.policy, self.devices.access
-        return parts(self.repository_id, image, policy, facts.host(), devices)
+        return parts(
+            self.repository_id, self.tree, self.datasets, image, policy, facts.host(), devices
+        )
 
     def _request(self, image: SealedImage, loading: Loading) -> Request:
         private(self.out)

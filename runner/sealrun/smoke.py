@@ -166,7 +166,7 @@ def smoke(  # noqa: PLR0913 - everything that decides how an experiment runs
             if not fills:
                 why = f"nothing can be executed in {scratch.parent}" if wanted else None
                 return replace(done, kept=why)
-            key = parts(repository_id, sealed.image, policy, facts.host(), access)
+            key = parts(repository_id, tree, datasets, sealed.image, policy, facts.host(), access)
             return replace(done, kept=_kept(done, scratch / "caches", key, tree, argv, places))
     finally:
         # What cannot go now sealrun gc removes; a container may have left any tree.

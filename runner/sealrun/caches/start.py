@@ -127,7 +127,9 @@ def for_run(
     digest = store.newest(key)
     try:
         if digest is None:
-            raise Unusable("nothing was warmed for this environment on this machine")
+            raise Unusable(
+                "nothing was warmed for this environment, these data and sources, on this machine"
+            )
         return _given(store, digest, policy)
     except Unusable as why:
         listener.say(f"the compile caches begin empty: {why}; sealrun warm -- COMMAND fills them")
