@@ -11,6 +11,7 @@ import pytest
 
 from sealrun import determinism, regular, smallfile
 from sealrun.audit.logs import read_logs
+from sealrun.audit.table import Row
 from sealrun.init.look import read
 from sealrun.mirror.directory import DirectoryLine
 from sealrun.mirror.format import Damaged
@@ -85,4 +86,8 @@ def test_a_note_that_is_no_file_costs_no_verdict(tmp_path: Path, kind: str) -> N
 def test_a_directory_among_logs_is_a_problem_of_its_own(tmp_path: Path) -> None:
     """It is named, and the audit goes on."""
     (tmp_path / "1.log").mkdir()
-    assert read_logs(tmp_path, ()).problems == ("1.log: names no row",)
+    (tmp_path / "2.log").write_text("val_bpb: 1\n")
+    rows = [Row(number, number + 1, "-", 1.0, 1, None, "keep", "") for number in (1, 2)]
+    found = read_logs(tmp_path, rows)
+    assert found.problems == ("1.log: cannot be read as a regular file",)
+    assert list(found.by_row) == [2]
