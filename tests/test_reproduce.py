@@ -133,6 +133,21 @@ def test_what_the_caller_passed_comes_from_the_record(cli: Cli, repo: Repo) -> N
     assert reproduced(cli, first["run"])["likeness"] == "outputs-identical"
 
 
+def test_a_repetition_of_a_repetition_takes_the_callers_key_again(cli: Cli, repo: Repo) -> None:
+    """What stands on record in the key's place is given to no program, however often it is repeated."""
+    policy = '[sandbox]\npass_variables = ["TEAM_TOKEN"]\n'
+    program = "import os\nprint('val_bpb: 1')\nprint(os.environ.get('TEAM_TOKEN', 'none'))\n"
+    repo.commit({"train.py": program, "sealrun.toml": policy}, "a key")
+    cli.extra["TEAM_TOKEN"] = "of-the-caller"  # noqa: S105 - it opens nothing
+    run, _ = cli.run("python3", "train.py")
+    again = reproduced(cli, run["run"])["repetitions"][0]["run"]
+    found = reproduced(cli, again)
+    assert found["likeness"] == "outputs-identical"
+    (third,) = found["repetitions"]
+    assert "of-the-caller" in cli("logs", third["run"]).stdout
+    assert "of-the-caller" not in cli("show", third["run"], "--json").stdout
+
+
 def test_a_crash_and_a_deadline_repeat_too(cli: Cli, repo: Repo) -> None:
     """A crash that prints the same is the same; what a deadline cut off cannot be compared."""
     program = (

@@ -284,6 +284,11 @@ class _Again(Experiment):
             revision=self.original.commit,
             idea=self.original.opened.idea,
         )
+        recorded = self.original.opened.policy
+        if opened.policy is not None and recorded is not None:
+            # Which of its variables are a caller's, whoever repeats the repetition has to know too.
+            policy = replace(opened.policy, values=recorded.values)
+            opened = replace(opened, policy=policy)
         with self.clock.step("record"):
             with self.ledger.transaction() as tx:
                 tx.append(replace(opened, reproduces=self.original.run))
