@@ -43,6 +43,12 @@ def test_a_call_that_ends_early_is_told_by_its_words(repo: Repo) -> None:
     assert "pack signature mismatch" in words
 
 
+def test_a_call_that_reads_no_further_and_is_content_is_told_too(repo: Repo) -> None:
+    """Success alone does not say that git took everything."""
+    words = Git(repo.path).fed("version", chunks=(b"unread" * 99 for _ in range(MUCH)))
+    assert words == "it ended before it had read everything"
+
+
 @pytest.mark.parametrize("trouble", [LookupError, BrokenPipeError])
 def test_trouble_with_what_git_is_fed_ends_git(repo: Repo, trouble: type[Exception]) -> None:
     """An exception of the source goes on to the caller, and nothing is made of the beginning."""

@@ -14,7 +14,6 @@ Rules that this module keeps:
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 import threading
@@ -158,6 +157,7 @@ class Git:
             feed, process.stdin = process.stdin, None
             assert feed is not None  # noqa: S101 - popen makes pipes
             heard: list[bytes] = []
+            unread = False
             reader = threading.Thread(target=lambda: heard.extend(process.communicate()))
             reader.start()
             try:
@@ -165,16 +165,20 @@ class Git:
                     try:
                         feed.write(chunk)
                     except BrokenPipeError:
-                        break  # Why git ended, its status and its words say.
+                        # Why git ended, its status and its words say.
+                        unread = True
+                        break
             except BaseException:
                 process.kill()
                 raise
             finally:
-                with contextlib.suppress(BrokenPipeError):
+                try:
                     feed.close()
+                except BrokenPipeError:
+                    unread = True
                 reader.join()
         if process.returncode == 0:
-            return None
+            return "it ended before it had read everything" if unread else None
         words = heard[1].decode("utf-8", "replace").strip()
         return words or f"exit status {process.returncode}"
 
