@@ -323,6 +323,18 @@ def test_of_a_command_that_fails_or_a_policy_that_wants_none_nothing_is_kept(
 
 
 @pytest.mark.engine
+def test_of_a_commit_that_a_human_has_to_approve_nothing_is_kept(cli: Cli, repo: Repo) -> None:
+    """A changed judge may be looked at, but leaves nothing for the runs of the approved one."""
+    policy = POLICY + '[guard]\nprotected = ["judge.py"]\n'
+    repo.commit({"sealrun.toml": policy, "judge.py": "print('val_bpb: 1')\n"})
+    cli.run("true")
+    repo.commit({"judge.py": "print('val_bpb: 0')\n"})
+    cli.run("python3", "train.py", status=121)
+    why = "a protected file is not the approved one"
+    assert warm(cli) == {"digest": None, "why": why}
+
+
+@pytest.mark.engine
 def test_a_command_that_prints_first_and_compiles_later_is_not_cut_short(
     cli: Cli, repo: Repo
 ) -> None:
@@ -546,15 +558,37 @@ def test_a_manifest_or_record_of_somebody_elses_making_is_none(places: Places) -
         (private(places.data / "caches" / "seeds" / name) / "manifest.json").write_bytes(text)
         with pytest.raises(Unusable):
             store.open(name)
+    origin = {"commit": "c", "command": ["x"], "ended": "", "made": ""}
+    whole = {"version": 1, "key": {}, "origin": origin, "entries": [], "skipped": 0}
+    for wrong in (
+        {"key": 1},
+        {"origin": origin | {"commit": []}},
+        {"origin": origin | {"command": [1]}},
+        {"entries": [[1]]},
+        {"entries": [["x", "0" * 64, "many"]]},
+        {"entries": [["x", "0" * 64, None, True, 0]]},
+        {"skipped": "none"},
+    ):
+        text = json.dumps(whole | wrong).encode()
+        name = hashlib.sha256(text).hexdigest()
+        place = private(places.data / "caches" / "seeds" / name)
+        private(place / "files")
+        (place / "manifest.json").write_bytes(text)
+        with pytest.raises(Unusable, match="none of ours"):
+            store.open(name)
     record = private(places.data / "caches" / "records") / f"{digest(KEY)}.json"
     for text in (
         b"",
         b"[]",
         b'{"version": 1, "digest": "../../x"}',
         b'{"version": 9, "digest": 3}',
+        b"[" * 100_000,
     ):
         record.write_bytes(text)
         assert store.newest(KEY) is None
+    record.unlink()
+    os.mkfifo(record)
+    assert store.newest(KEY) is None
     with pytest.raises(Unusable, match="no digest"):
         store.open("../x")
 
@@ -630,19 +664,28 @@ def test_several_keep_at_once(places: Places, left: Path) -> None:
 
 
 def test_a_seed_that_does_not_fit_is_not_used(places: Places, left: Path) -> None:
-    """Half of the scratch is the run's own; and no file is larger than the policy allows."""
+    """Half of scratch and memory, in pages, is the run's own; no file is larger than is allowed."""
     assert SeedStore(places).keep(left, KEY, ORIGIN) is not None
+    page = os.sysconf("SC_PAGE_SIZE")
     for box, says in (
-        (SandboxPolicy(caches="warmed", tmp=803), "402 bytes, more than half of"),
+        (
+            SandboxPolicy(caches="warmed", tmp=4 * page - 1),
+            f"take {2 * page} bytes, more than half",
+        ),
         (SandboxPolicy(caches="warmed", file_size=399), "has 400 bytes"),
     ):
         heard = Heard()
         assert for_run(Policy(sandbox=box), KEY, places, heard) is None
         assert says in heard.lines[0]
-    box = SandboxPolicy(caches="warmed", tmp=804, file_size=400)
+    box = SandboxPolicy(caches="warmed", tmp=4 * page, file_size=400)
     assert for_run(Policy(sandbox=box), KEY, places, Heard()) is not None
     assert for_run(Policy(), KEY, places, heard := Heard()) is None
     assert heard.lines == []
+    (left / "triton" / "large").write_bytes(bytes(8 << 20))
+    assert SeedStore(places).keep(left, KEY, ORIGIN) is not None
+    box = SandboxPolicy(caches="warmed", memory=16 << 20)
+    assert for_run(Policy(sandbox=box), KEY, places, heard) is None
+    assert "more than half of [sandbox] memory" in heard.lines[0]
 
 
 def test_a_repetition_elsewhere_gets_no_code_for_another_processor(

@@ -323,6 +323,7 @@ class Experiment:
             sealed = self._image(engine)
             with self.clock.step("load"):
                 loading = load(sealed.image, engine.client, progress=self.listener)
+        self.caches = self._caches(sealed.image)
         try:
             self._contained(sandbox, engine, sealed, loading)
         except ImageDamaged as damage:
@@ -378,7 +379,6 @@ class Experiment:
     def _contained(
         self, sandbox: Sandbox, engine: Engine, sealed: Sealed, loading: Loading
     ) -> None:
-        self.caches = self._caches(sealed.image)
         request = self._request(sealed.image, loading)
         sealed_as = record.sealed(
             self.id,

@@ -9,14 +9,13 @@ Rules that this module keeps:
 - It ends soon after the first line that it prints, after its time, or by itself. Where its compile
   caches are kept for later runs, its first line does not end it: most compile after that.
 - Those caches are empty at its start, so that a seed comes from one commit and one command; and
-  nothing is kept of a command that failed.
+  nothing is kept of a command that failed, or of a commit that a human has to approve first.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import tempfile
 import threading
 import time
@@ -103,11 +102,13 @@ def smoke(  # noqa: PLR0913 - everything that decides how an experiment runs
     places: Places,
     repository_id: str,
     listener: Listener,
+    unkept: str | None = None,
 ) -> Smoke:
     """Start a command, wait for its first line, end it; keep what it compiled, if that is wanted.
 
     Args:
         patience: seconds that it gets to print one, or to compile.
+        unkept: why nothing that it compiles may be kept, as a clause.
 
     Raises:
         SandboxError: the container is not what was asked for.
@@ -119,8 +120,10 @@ def smoke(  # noqa: PLR0913 - everything that decides how an experiment runs
     scratch = Path(tempfile.mkdtemp(dir=private(places.cache / "scratch"), prefix="smoke-"))
     owner = default_owner(places.repository(repository_id))
     wanted = policy.sandbox.caches == "warmed"
-    # On a disk that executes nothing what is compiled could not even be loaded.
-    fills = wanted and not os.statvfs(scratch).f_flag & os.ST_NOEXEC
+    if os.statvfs(scratch).f_flag & os.ST_NOEXEC:
+        # What is compiled there could not even be loaded.
+        unkept = unkept or f"nothing can be executed in {scratch.parent}"
+    fills = wanted and unkept is None
     try:
         with contextlib.ExitStack() as stack:
             # The lock by which others see that the container is somebody's.
@@ -145,7 +148,12 @@ def smoke(  # noqa: PLR0913 - everything that decides how an experiment runs
                 devices=access,
                 filled=private(scratch / "caches") if fills else None,
             )
-            sandbox = DockerSandbox(engine.client, engine.mapping.translate, owner=owner)
+            sandbox = DockerSandbox(
+                engine.client,
+                engine.mapping.translate,
+                owner=owner,
+                unenforced=engine.unenforced,
+            )
             container = sandbox.create(request)
             stack.callback(container.remove)
             if container.command != "ready":
@@ -164,15 +172,15 @@ def smoke(  # noqa: PLR0913 - everything that decides how an experiment runs
                 container, patience, scratch / "log", policy.limits.log, to_its_end=fills
             )
             if not fills:
-                why = f"nothing can be executed in {scratch.parent}" if wanted else None
-                return replace(done, kept=why)
+                return replace(done, kept=unkept if wanted else None)
             key = parts(repository_id, tree, datasets, sealed.image, policy, facts.host(), access)
             return replace(done, kept=_kept(done, scratch / "caches", key, tree, argv, places))
     finally:
         # What cannot go now sealrun gc removes; a container may have left any tree.
         with contextlib.suppress(OSError):
             remove(scratch, places)
-        shutil.rmtree(directory, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            remove(directory, places)
 
 
 def _verify(container: Container, check: ContainerCheck, listener: Listener) -> None:

@@ -72,7 +72,11 @@ class Given:
         Raises:
             SandboxError: somebody was in between.
         """
-        if _identities(self.seed.directory) != self.identities:
+        try:
+            touched = _identities(self.seed.directory) != self.identities
+        except OSError:
+            touched = True
+        if touched:
             raise _disturbed("they were changed on disk while they were copied")
         if container.root is None:
             return (
@@ -174,8 +178,11 @@ def _given(store: SeedStore, digest: str, policy: Policy) -> Given:
     except OSError as error:
         raise Unusable("the warmed ones are not here any more") from error
     seed = store.open(digest)
-    if seed.size > box.tmp // 2:
-        raise Unusable(f"the warmed ones have {seed.size} bytes, more than half of [sandbox] tmp")
+    for name, most in (("tmp", box.tmp), ("memory", box.memory)):
+        if most is not None and seed.room > most // 2:
+            raise Unusable(
+                f"the warmed ones take {seed.room} bytes, more than half of [sandbox] {name}"
+            )
     if box.file_size is not None and seed.largest > box.file_size:
         raise Unusable(
             f"the largest of the warmed ones has {seed.largest} bytes, [sandbox] file_size allows less"

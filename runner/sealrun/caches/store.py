@@ -13,19 +13,21 @@ Rules that this module keeps:
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import secrets
-import shutil
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from sealrun import nested
 from sealrun.caches.gather import MOST_FILES, Entry, difference, gather
 from sealrun.caches.key import digest as key_digest
 from sealrun.errors import StorageFault
 from sealrun.image.store import write_atomically
+from sealrun.regular import beginning
 from sealrun.state import private
 
 if TYPE_CHECKING:
@@ -38,8 +40,8 @@ if TYPE_CHECKING:
 _VERSION = 1
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _MANIFEST, _FILES = "manifest.json", "files"
-#: Bytes of a manifest that are read: the most files, each with a long name.
-_LARGEST = MOST_FILES << 11
+#: Bytes that are read of a manifest (the most files, each with a long name) and of a record.
+_LARGEST, _RECORD = MOST_FILES << 11, 1 << 10
 
 
 class Unusable(Exception):
@@ -90,6 +92,12 @@ class Seed:
     def size(self) -> int:
         """Bytes of all its files."""
         return sum(entry.size for entry in self.entries)
+
+    @property
+    def room(self) -> int:
+        """Bytes of memory that a copy takes: whole pages (tmpfs(5))."""
+        page = os.sysconf("SC_PAGE_SIZE")
+        return sum(-(-entry.size // page) * page for entry in self.entries)
 
     @property
     def largest(self) -> int:
@@ -146,15 +154,16 @@ class SeedStore:
             ) from error
         finally:
             # What cannot go now sealrun gc removes.
-            shutil.rmtree(draft, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                nested.remove(draft)
         return Seed(seed, key, origin, found.entries, place / _FILES, found.skipped)
 
     def newest(self, key: Mapping[str, object]) -> str | None:
         """Return the digest of a key's newest seed, or None where there is none."""
         try:
-            document: Any = json.loads(self._record(key_digest(key)).read_bytes())
+            document: Any = json.loads(beginning(self._record(key_digest(key)), _RECORD) or b"")
             seed = document["digest"] if document["version"] == _VERSION else None
-        except (OSError, ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return None
         return seed if isinstance(seed, str) and _DIGEST.fullmatch(seed) else None
 
@@ -167,15 +176,9 @@ class SeedStore:
         if not _DIGEST.fullmatch(digest):
             raise Unusable("the name of the warmed ones is no digest")
         place = self._place(digest)
-        try:
-            with (place / _MANIFEST).open("rb") as file:
-                text = file.read(_LARGEST + 1)
-        except FileNotFoundError:
-            raise Unusable("the warmed ones are not here any more") from None
-        except OSError as error:
-            raise Unusable(
-                f"the manifest of the warmed ones cannot be read: {error.strerror}"
-            ) from error
+        text = beginning(place / _MANIFEST, _LARGEST + 1)
+        if text is None:
+            raise Unusable("the manifest of the warmed ones is gone or cannot be read")
         if hashlib.sha256(text).hexdigest() != digest:
             raise Unusable("the manifest of the warmed ones was changed on disk")
         seed = _read(digest, text, place / _FILES)
@@ -203,16 +206,30 @@ def _read(digest: str, manifest: bytes, directory: Path) -> Seed:
         if document["version"] != _VERSION:
             raise Unusable("another version of sealrun kept the warmed ones")
         origin = document["origin"]
-        return Seed(
+        seed = Seed(
             digest,
-            document["key"],
-            Origin(origin["commit"], tuple(origin["command"]), origin["ended"], origin["made"]),
-            tuple(Entry(*values) for values in document["entries"]),
+            dict(document["key"]),
+            Origin(
+                commit=_text(origin["commit"]),
+                command=tuple(map(_text, origin["command"])),
+                ended=_text(origin["ended"]),
+                made=_text(origin["made"]),
+            ),
+            tuple(Entry(_text(path), *values) for path, *values in document["entries"]),
             directory,
             document["skipped"],
         )
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        # Whoever wrote it may have put anything where a number belongs.
+        _ = seed.size + seed.largest + seed.skipped
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Unusable("the manifest of the warmed ones is none of ours") from error
+    return seed
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(value)
+    return value
 
 
 def _compared(directory: Path, entries: Sequence[Entry]) -> str | None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sealrun.policy import EffectivePolicy
     from sealrun.smoke import Smoke
     from sealrun.state import Places
+    from sealrun.tree import CommittedTree
 
 #: Lines of a command's output that are shown.
 _SHOWN = 12
@@ -83,8 +84,11 @@ def command(
     places = Places.of_user()
     identity = identify(repository)
     with keeping(places):
-        spool = Spool(places.spool(identity), repository.algorithm)
-        tree = read_commit(repository, repository.resolve(rev), spool)
+        tree = read_commit(
+            repository,
+            repository.resolve(rev),
+            Spool(places.spool(identity), repository.algorithm),
+        )
         for line in in_commit(tree, Seen(places.cache / SEEN)).warnings():
             voice.say(line)
         effective = committed_policy(tree)
@@ -93,14 +97,16 @@ def command(
         base, environment = prepare(tree, policy.image, places, engine, voice, make=True)
         # A token is given away by an approved policy alone: whoever can commit could name any server.
         asked = any(one.token is not None for one in policy.fetch)
-        may = not asked or _is_approved(effective, repository, places, identity)
+        may, keeps = True, True
+        if asked or argv:
+            may, keeps = _approved(tree, effective, repository, places, identity)
         fetched = fetches(policy, tree, places, voice, make=True, tokens=may)
         sealed = seal(tree, base, environment, TreeLayers(places.trees(identity)), voice)
         note_warmed(sealed.image, places)
         loading = (reload if repair else load)(sealed.image, engine.client, progress=voice)
         tried = None
         if argv:
-            if not _is_approved(effective, repository, places, identity):
+            if not may:
                 raise Refused(
                     "the command was not started: the policy of this commit is not the approved one",
                     hint="sealrun policy diff shows what this commit changes.",
@@ -119,6 +125,7 @@ def command(
                 places=places,
                 repository_id=identity,
                 listener=voice,
+                unkept=None if keeps else "a protected file is not the approved one",
             )
     if json:
         voice.json(
@@ -212,21 +219,32 @@ def _tell_smoke(tried: Smoke) -> Status:
     return Status.OK
 
 
-def _is_approved(
-    effective: EffectivePolicy, repository: Repository, places: Places, identity: str
-) -> bool:
-    """Tell whether a commit's policy is the approved one, or nothing is approved yet."""
+def _approved(
+    tree: CommittedTree,
+    effective: EffectivePolicy,
+    repository: Repository,
+    places: Places,
+    identity: str,
+) -> tuple[bool, bool]:
+    """Tell whether a commit's policy is approved, and its protected files too.
+
+    Where nothing is approved yet, both are.
+    """
     import contextlib
 
+    from sealrun.approvals import compared
     from sealrun.ledger import open_ledger
+    from sealrun.policy import changed
+    from sealrun.reasons import Reason
 
     pinned = bool(repository.pinned())
     ledger = open_ledger(places.ledger(identity), identity, pinned_refs_exist=pinned)
     if ledger is None:
-        return True
+        return True, True
     with contextlib.closing(ledger):
-        recorded = ledger.approved()
-    return recorded is None or recorded.event.policy == effective.digest
+        found = compared(ledger, tree, effective)
+    why = () if found.approved is None else changed(found.approved, found.candidate)
+    return Reason.POLICY_CHANGED not in why, not why
 
 
 def _tell(one: Fetched) -> None:
