@@ -7,6 +7,8 @@ Rules that this module keeps:
 - Only directories and regular files are taken; of their modes only whether a file is executable.
 - All or nothing: beyond a bound nothing is kept, because half a cache may be a broken one. A hole
   counts as much as data, since it would be copied into every run.
+- What is compiled from Python and found by the time, size or name of its file stays behind: in an
+  image every file has one time, and another commit's code would run.
 - Locks of compilers stay behind. Whoever held one is dead, and who finds it waits for ever
   (``FileBaton`` of torch.utils.cpp_extension).
 """
@@ -33,12 +35,15 @@ _DIRECTORY_MODE = 0o755
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+#: Bytecode; what Numba keeps, which does not see that a function in another file was changed
+#: ("Notes on Caching", limitations).
+_FOUND_BY_FILE = (b".pyc", b".nbi", b".nbc")
 #: Times are put into files again; what lies beyond is no time of a file.
 _EARLIEST, _LATEST = 0, 1 << 62
 
 
 class Unkept(Exception):
-    """Why nothing is kept, as a clause; never leaves the package."""
+    """Why nothing is kept, as a clause: the caller's to tell, and no trouble."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ class Gathered:
 
     Attributes:
         entries: parents before children, names in byte order.
-        skipped: how many links, devices, pipes and locks stayed behind.
+        skipped: how many links, devices, pipes, locks and the like stayed behind.
     """
 
     entries: tuple[Entry, ...]
@@ -146,7 +151,8 @@ class _Gathering:
 
     def _file(self, source: int, target: int, name: bytes, path: bytes) -> None:
         status = os.fstat(source)
-        if status.st_size == 0 and (name == b"lock" or name.endswith(b".lock")):
+        is_lock = status.st_size == 0 and (name == b"lock" or name.endswith(b".lock"))
+        if is_lock or name.endswith(_FOUND_BY_FILE):
             self._skipped += 1
             return
         if status.st_size > self._left:

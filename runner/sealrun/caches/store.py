@@ -73,7 +73,7 @@ class Seed:
         digest: sha256 of its manifest.
         key: what it is good for, by name (``key.parts``).
         directory: its files.
-        skipped: how many links, pipes, devices and locks were not taken into it.
+        skipped: how many links, pipes, devices, locks and the like were not taken into it.
     """
 
     digest: str

@@ -191,7 +191,7 @@ def _tell_caches(kept: Seed | str | None) -> None:
     if isinstance(kept, str):
         voice.say(f"no compile caches were kept: {kept}", level=-1)
     elif kept is not None:
-        left = f", {kept.skipped} links, locks or special files left out" if kept.skipped else ""
+        left = f", {kept.skipped} that cannot be kept left out" if kept.skipped else ""
         voice.say(
             f"kept for later runs: {kept.files} compiled files, {kept.size / 1e6:.1f} MB{left}: "
             f"{kept.digest[:12]}"
