@@ -6,6 +6,7 @@ import json
 import os
 import socket
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -15,6 +16,9 @@ from sealrun.audit.table import Row
 from sealrun.init.look import read
 from sealrun.mirror.directory import DirectoryLine
 from sealrun.mirror.format import Damaged
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def _link(place: Path) -> None:
@@ -28,7 +32,7 @@ def _socket(place: Path) -> None:
 
 
 #: What can stand where a file is looked for.
-STRANGE = {
+STRANGE: dict[str, Callable[[Path], object]] = {
     "nothing": lambda _: None,
     "directory": lambda place: place.mkdir(),
     "link": _link,
