@@ -339,7 +339,7 @@ def test_a_command_that_prints_first_and_compiles_later_is_not_cut_short(
     cli: Cli, repo: Repo
 ) -> None:
     """Its first line does not end it; what it compiled long after that is kept."""
-    repo.commit({"train.py": "print('up', flush=True)\nimport time\ntime.sleep(3)\n" + TRAIN})
+    repo.commit({"train.py": "print('up', flush=True)\nimport time\ntime.sleep(2.5)\n" + TRAIN})
     assert warm(cli)["files"] == 2
 
 
