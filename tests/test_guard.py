@@ -182,6 +182,24 @@ def test_metadata_alone_is_told_apart(site: Site) -> None:
     assert (b"prepare.py", False) in {(r.path, r.content) for r in report.rewrites}
 
 
+def test_a_rewrite_that_halts_is_no_mutation(site: Site) -> None:
+    """A file that is emptied, and filled again by a program that is slow to start, is the same file.
+
+    Half a second is longer than a loaded machine takes to start ``cat``; held open and empty for
+    longer than anybody would, it is a mutation like any other.
+    """
+    site.arm()
+    heard: list[bytes] = []
+    site.guard.on_mutation("run", lambda mutation: heard.append(mutation.path))
+    site.sh("{ sleep 0.5; git show HEAD:train.py; } > train.py")
+    report = site.drain()
+    assert report.mutations == ()
+    assert {(r.path, r.content) for r in report.rewrites} == {(b"train.py", True)}
+    assert heard == []
+    with (site.root / "train.py").open("wb"):
+        eventually(lambda: heard == [b"train.py"])
+
+
 def test_a_slow_write_is_one_mutation(site: Site) -> None:
     """A file that grows piece by piece, unclosed, is one record whose bytes are the last ones."""
     site.arm()

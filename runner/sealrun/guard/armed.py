@@ -44,9 +44,12 @@ GIT_CHANGES = 1000
 #: A change time this close to the arming, in seconds, may hide a later change in the same tick of
 #: a coarse file system clock (a jiffy is 10 ms at most; vfat has 2 s, which no work tree survives).
 RACY = 0.05
-#: Seconds that a file may be gone or shorter than it should be before that is taken for real: git and
-#: editors pass through such states, and on a busy machine they pass slowly.
+#: Seconds that a file may be gone before that is taken for real: git and editors pass through such a
+#: state, and on a busy machine they pass slowly.
 SETTLE = 0.1
+#: The same for a file that is shorter than it should be while nobody has closed it. A shell empties
+#: it first and only then starts the program that fills it; whoever means it to be short closes it.
+FILL = 1.0
 #: Seconds between two looks at a file that is still being written; where looking takes long, so many
 #: times that.
 PAUSE, _SHARE = 0.02, 5
@@ -178,7 +181,7 @@ class ArmedRun:
         if status is None:
             return SETTLE
         if stat.S_ISREG(status.st_mode) and entry.mode != LINK and status.st_size < entry.size:
-            return SETTLE
+            return FILL
         touched = self._touched.get(path)
         if touched is None:
             return 0.0
@@ -192,7 +195,7 @@ class ArmedRun:
         """
         mark = _identity_at(path)
         begun = mark is not None and stat.S_ISREG(mark[5]) and mark[2] == 0
-        return SETTLE if begun and mark != self._data.get(path) else 0.0
+        return FILL if begun and mark != self._data.get(path) else 0.0
 
     def examine(
         self,
