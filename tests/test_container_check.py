@@ -12,9 +12,10 @@ import pytest
 
 from _image import Workshop, base_of, environment_of
 from _sandbox import Bench, bench
+from sealrun.errors import ImageGone
 from sealrun.image import tar
 from sealrun.image.archive import stack
-from sealrun.image.load import EngineImages, load
+from sealrun.image.load import EngineImages, created, load
 from sealrun.image.seal import Sealed, seal
 from sealrun.progress import Silent
 from sealrun.sandbox.check import ContainerCheck
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
     from sealrun.image.model import Layer
     from sealrun.image.store import LayerStore
+    from sealrun.sandbox.docker import DockerContainer
+    from sealrun.sandbox.protocol import Request
 
 pytestmark = pytest.mark.engine
 
@@ -147,3 +150,27 @@ def test_what_came_or_went_below_the_commit_is_found(shown: Shown) -> None:
     assert shown.looked_at()[0] == [("/opt/env/mark", "changed")]
     file.unlink()
     assert shown.looked_at()[0] == [("/opt/env/mark", "missing")]
+
+
+def test_an_image_that_is_gone_again_is_loaded_again(shown: Shown) -> None:
+    """Whoever repairs a layer removes the images of others that have it, between load and create."""
+    left = 1
+
+    class Late(DockerSandbox):
+        def create(self, request: Request) -> DockerContainer:
+            nonlocal left
+            left -= 1
+            if left >= 0:
+                EngineImages(shown.bench.api, Silent()).forget(stack(shown.sealed.image))
+            return super().create(request)
+
+    out = Mount(shown.bench.out, "/out", read_only=False)
+    request = shown.bench.request("none", image=shown.name, mounts=(out,))
+    asked = Late(shown.bench.api, owner="test"), request, shown.sealed.image, shown.bench.api
+    created(*asked, Silent()).remove()
+    assert left == -1
+    left = 2
+    with pytest.raises(ImageGone) as gone:
+        created(*asked, Silent())
+    assert "who removes this engine's images" in (gone.value.hint or "")
+    assert left == 0

@@ -129,6 +129,10 @@ class ImageDamaged(SandboxError):
         self.tree_only = tree_only
 
 
+class ImageGone(SandboxError):
+    """The engine has an image no more: somebody removed it after it was loaded."""
+
+
 class Interrupted(SealrunError):
     """The user or a signal ended us."""
 

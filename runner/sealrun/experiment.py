@@ -379,6 +379,8 @@ class Experiment:
     def _contained(
         self, sandbox: Sandbox, engine: Engine, sealed: Sealed, loading: Loading
     ) -> None:
+        from sealrun.image.load import created
+
         request = self._request(sealed.image, loading)
         sealed_as = record.sealed(
             self.id,
@@ -394,7 +396,7 @@ class Experiment:
         self.ledger.append(replace(sealed_as, caches=begun))
         with self._leaving_none(sandbox):
             with self.clock.step("create"):
-                container = sandbox.create(request)
+                container = created(sandbox, request, sealed.image, engine.client, self.listener)
             try:
                 self.kept.close()
                 self._inside(container, engine, sealed)

@@ -29,6 +29,7 @@ from sealrun.caches.key import parts
 from sealrun.caches.store import Origin, SeedStore
 from sealrun.errors import SandboxError
 from sealrun.gc.sweep import remove
+from sealrun.image.load import created
 from sealrun.ledger import new_ulid, utc
 from sealrun.request import request_for
 from sealrun.sandbox.check import ContainerCheck
@@ -154,7 +155,7 @@ def smoke(  # noqa: PLR0913 - everything that decides how an experiment runs
                 owner=owner,
                 unenforced=engine.unenforced,
             )
-            container = sandbox.create(request)
+            container = created(sandbox, request, sealed.image, engine.client, listener)
             stack.callback(container.remove)
             if container.command != "ready":
                 status = 127 if container.command == "not-found" else 126

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sealrun.errors import EngineError
+from sealrun.errors import EngineError, ImageGone
 from sealrun.image.archive import Archive, Stack, foundations, stack
 from sealrun.image.model import Loading
 from sealrun.image.store import is_packed
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from sealrun.image.model import Layer, SealedImage
     from sealrun.progress import Progress
+    from sealrun.sandbox.protocol import Container, Request, Sandbox
 
 #: Seconds without a byte from the engine: it may unpack gigabytes before it says another word.
 _PATIENCE = 1800
@@ -90,6 +91,25 @@ def load(
     why = why or failed
     way = "hybrid" if there and why is None else "full"
     return Loading(way, sent + more, loaded.id, wanted.manifest_digest, why)
+
+
+def created(
+    sandbox: Sandbox, request: Request, image: SealedImage, client: APIClient, progress: Progress
+) -> Container:
+    """Create a container of an image that was loaded; load it once more where it is gone.
+
+    Whoever reloads a damaged layer removes every image that has it, those of others among them.
+
+    Raises:
+        SandboxError: the engine refused it, or the image is gone again.
+        EngineError: the engine failed or went away.
+        StorageFault: a layer that has to be sent is missing or damaged.
+    """
+    try:
+        return sandbox.create(request)
+    except ImageGone:
+        load(image, client, progress=progress)
+        return sandbox.create(request)
 
 
 def reload(

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from sealrun.devices.access import remedy
 from sealrun.devices.injected import brought
-from sealrun.errors import EngineError, SandboxError
+from sealrun.errors import EngineError, ImageGone, SandboxError
 from sealrun.interruption import held_back
 from sealrun.sandbox import files, spec, views
 from sealrun.sandbox.cgroup import Accounts, accounts_of
@@ -83,6 +83,11 @@ def _engine_errors(
 
     try:
         yield
+    except docker.errors.ImageNotFound as error:
+        raise ImageGone(
+            f"the engine refused to {doing}: {str(error.explanation)[:_MOST_TOLD]}",
+            hint="Try again; if it is gone again, find out who removes this engine's images.",
+        ) from error
     except docker.errors.APIError as error:
         kind = SandboxError if refused else EngineError
         # An engine may repeat what it was given: a whole system call filter, for one.
@@ -134,6 +139,7 @@ class DockerSandbox:
         """Create and start a container whose init waits at the gate.
 
         Raises:
+            ImageGone: the engine does not have its image.
             SandboxError: the engine refused it, or our init did not report within its time.
             EngineError: the engine failed or went away.
             StorageFault: the accounts' files cannot be written.
