@@ -336,6 +336,8 @@ def test_a_stopped_witness_is_on_record_and_hinders_nobody(site: Site) -> None:
         mutation = _strike(site, "sed -i s/0.5/0.3/ train.py")
         assert mutation.writer.how == "unavailable"
         assert "does not answer" in (mutation.writer.why or "")
+        later = _strike(site, "sed -i s/0.3/0.2/ train.py")
+        assert "does not answer" in (later.writer.why or ""), "nor is it asked again"
         assert site.drain().coverage.reasons == (Reason.WRITERS_LOST,)
     finally:
         os.kill(witness, signal.SIGCONT)

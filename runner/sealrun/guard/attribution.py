@@ -370,7 +370,8 @@ class Attribution:
             while parent:
                 above += self._since(parent, since)
                 parent = parent.rpartition(b"/")[0]
-            lost = self._loss[1] if self._loss and self._loss[0] > since else None
+            # What a silent witness has not told yet may be newer than the look, whenever it fell silent.
+            lost = self._loss[1] if self._loss and (self._silent or self._loss[0] > since) else None
         writer, candidates = judge(kind, own, above, steady=steady)
         if writer is None:
             unmarked = self._unmarked.get(path.rpartition(b"/")[0])
