@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,8 +21,8 @@ import pytest
 
 import _sandbox
 from _guard import Site, eventually, site
-from sealrun.guard import Mutation, Writer, fanotify
-from sealrun.guard.attribution import Seen, judge
+from sealrun.guard import Mutation, Writer, fanotify, procevents
+from sealrun.guard.attribution import Attribution, Seen, judge
 from sealrun.guard.processes import (
     ARGUMENTS,
     CUT,
@@ -427,6 +427,29 @@ def test_only_an_event_that_can_have_led_to_it_names_a_writer() -> None:
     assert _judged("deleted", above=(moved,)) == (8, "live", [])
     made = _seen(1, 8, fanotify.CREATE | fanotify.DIRECTORY)
     assert _judged("modified", above=(made,)) is None, "who made a directory did not fill it"
+
+
+def test_after_a_lost_event_somebody_else_may_have_been_the_last() -> None:
+    """Lost file events leave room for an unknown writer; lost process events only cost certainty."""
+    attribution, key = Attribution(), b"key"
+    attribution._keys[b"/w"], attribution._directories[key] = key, {b"/w"}
+    loop = [[7, *[None] * (len(fields(Process)) - 1)]]
+    touched = [[key.hex(), "train.py", fanotify.MODIFY, 1, "live", None]]
+    attribution._take({"who": {"1": loop}, "touched": touched})
+
+    def named() -> tuple[str, tuple[Writer, ...]]:
+        writer, candidates = attribution.name(b"/w/train.py", "modified", 0)
+        assert writer.process is not None
+        return writer.how, candidates
+
+    assert named() == ("live", ())
+    attribution._take({"lost": [procevents.LOST]})
+    assert named() == ("partial", ())
+    overflow = "the queue of file events ran over"
+    attribution._take({"lost": [overflow]})
+    assert named() == ("partial", (Writer(why=overflow),))
+    attribution._take({"lost": [procevents.LOST]})
+    assert named() == ("partial", (Writer(why=overflow),))
 
 
 def test_of_several_the_last_is_named_if_the_order_is_certain() -> None:

@@ -32,6 +32,7 @@ from sealrun.guard import fanotify
 from sealrun.guard.address import stands_still
 from sealrun.guard.mutations import Writer
 from sealrun.guard.processes import Process
+from sealrun.guard.procevents import LOST
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -154,7 +155,9 @@ class Attribution:
         self._lock = threading.Condition()
         self._position = self._batch = self._asked = self._answered = 0
         self._silent = self._ready = False
+        # The last loss of anything, and the last of which somebody may have written unheard.
         self._loss: tuple[int, str] | None = None
+        self._unheard: tuple[int, str] | None = None
         self.why: str | None = None
         self.deaf: str | None = None
 
@@ -307,6 +310,8 @@ class Attribution:
     def _lose(self, text: str) -> None:
         self._position += 1
         self._loss = (self._position, text)
+        if text != LOST:
+            self._unheard = (self._position, text)
         log.warning("writers: %s", text)
 
     def _touch(self, key: bytes, name: str, mask: int, serial: int, facts: _Facts) -> None:
@@ -371,14 +376,20 @@ class Attribution:
                 above += self._since(parent, since)
                 parent = parent.rpartition(b"/")[0]
             # What a silent witness has not told yet may be newer than the look, whenever it fell silent.
-            lost = self._loss[1] if self._loss and (self._silent or self._loss[0] > since) else None
+            lost, unheard = self._lost(self._loss, since), self._lost(self._unheard, since)
         writer, candidates = judge(kind, own, above, steady=steady)
         if writer is None:
             unmarked = self._unmarked.get(path.rpartition(b"/")[0])
             return Writer(why=lost or unmarked or "no event said who it was"), ()
         if lost is not None and writer.process is not None:
             writer = replace(writer, how="partial", why=lost)
+        if unheard is not None and writer.process is not None:
+            # Whoever's event was lost may have been the last: then it was not who is named here.
+            candidates = (*candidates, Writer(why=unheard))
         return writer, candidates
+
+    def _lost(self, loss: tuple[int, str] | None, since: int) -> str | None:
+        return loss[1] if loss is not None and (self._silent or loss[0] > since) else None
 
     def _since(self, path: bytes, since: int) -> list[Seen]:
         parent, _, name = path.rpartition(b"/")

@@ -37,6 +37,10 @@ _WHAT = _HEADER.size
 _DATA = _WHAT + _EVENT.size
 
 
+#: What is said of it: names may be older than the processes, but no write went unheard.
+LOST = "process events were lost"
+
+
 class EventsLost(Exception):
     """The socket's buffer ran over."""
 

@@ -160,7 +160,7 @@ class Witness:
             news = procevents.receive(self._news)
         except procevents.EventsLost:
             recent.forget()
-            self._lost.append("process events were lost")
+            self._lost.append(procevents.LOST)
             return
         ended = {one.pid for one in news if one.what == procevents.EXIT}
         for one in news:
