@@ -399,7 +399,7 @@ def test_an_ordinary_user_has_them_too_and_knows_how_they_were_verified() -> Non
         (root / "work" / "sealrun.toml").write_text(POLICY)
         shared_base(Cli(root / "work", root / "state").places)
         # The base's layers are links to those of every test here: they stay root's.
-        theirs = ["find", root, "(", "-type", "d", "-o", "-links", "1", ")"]
+        theirs = ["find", str(root), "(", "-type", "d", "-o", "-links", "1", ")"]
         subprocess.run([*theirs, "-exec", "chown", f"{USER}:{USER}", "{}", "+"], check=True)
         script = f"""git init -q . && git add . && git commit -qm baseline
             trap '{SEALRUN} guard stop >&2' EXIT
