@@ -214,6 +214,23 @@ def test_missing_attribution_is_noticed(monkeypatch: Patch) -> None:
     assert Rehearsals(guard_thread).share(_SHORT).named == 0
 
 
+def test_a_witness_that_is_slow_to_start_names_the_first_writer(monkeypatch: Patch) -> None:
+    """What is written while its interpreter starts waits in the kernel's queue for it."""
+    whole = subprocess.Popen
+
+    def late(command: list[str], **options: Any) -> subprocess.Popen[bytes]:  # noqa: ANN401 - Popen's
+        slowly = (
+            ["sh", "-c", 'sleep 1.5; exec "$@"', "late"]
+            if "sealrun.guard.witness" in command
+            else []
+        )
+        return whole([*slowly, *command], **options)
+
+    monkeypatch.setattr("sealrun.guard.attribution.subprocess.Popen", late)
+    share = Rehearsals(guard_thread).share([_BY_NAME["echo >> in a subshell"]])
+    assert share.named == 1, share.words
+
+
 def test_missing_process_events_are_noticed(monkeypatch: Patch) -> None:
     """Without process events nobody knows who started a daemon, and its check says so.
 

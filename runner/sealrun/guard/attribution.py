@@ -39,8 +39,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("sealrun.guard")
 
-#: Seconds that a look waits at most for the events before it.
-PATIENCE = 0.5
+#: Seconds that a look waits at most for the events before it, and once for a witness that has just
+#: been started: what happens meanwhile waits in the kernel's queue.
+PATIENCE, START = 0.5, 3.0
 #: Paths whose events are remembered, and events of one.
 PATHS, EVENTS = 20_000, 64
 
@@ -333,7 +334,7 @@ class Attribution:
     # -- answers -----------------------------------------------------------------------------
 
     def settle(self) -> int:
-        """Wait until every event of a write before this call is known, within ``PATIENCE``.
+        """Wait until every event of a write before this call is known, within ``PATIENCE`` or ``START``.
 
         Returns:
             The position of the last event that is known now.
@@ -348,7 +349,8 @@ class Attribution:
             link.sendall(b"%d\n" % wanted)
         with self._lock:
             self._lock.wait_for(
-                lambda: self._answered >= wanted or self._link is not link, PATIENCE
+                lambda: self._answered >= wanted or self._link is not link,
+                PATIENCE if self._ready else START,
             )
             if self._answered < wanted and self._link is link:
                 self._silent = True
