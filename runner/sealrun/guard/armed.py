@@ -7,7 +7,8 @@ Rules that this module keeps:
 - Each foreign state of a path is one record, however often it comes back; that it went away again
   is on the record too, and the record stays.
 - A file in the middle of being rewritten in place (shorter than it should be, or gone, and not yet
-  closed) gets a moment to settle; a drain does not wait for that moment.
+  closed) gets a moment to settle; a drain does not wait for that moment. What was read decides that,
+  and nothing that was known before: a file may be emptied between any two looks.
 - What no event told of (hard links, mounts, lost events) is found by comparing identities in each
   drain, and content wherever an identity cannot be trusted.
 """
@@ -19,6 +20,7 @@ import stat
 import time
 from bisect import bisect_left
 from dataclasses import dataclass, field, replace
+from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 from sealrun.guard.content import MISSING, Found, Identity, Looker, RootGone, identity
@@ -53,6 +55,18 @@ FILL = 1.0
 #: Seconds between two looks at a file that is still being written; where looking takes long, so many
 #: times that.
 PAUSE, _SHARE = 0.02, 5
+
+
+class Writing(Enum):
+    """How far whoever writes a file is, by what the kernel told of it."""
+
+    #: Nobody has closed it since it was changed, made, moved away or removed.
+    OPEN = auto()
+    #: It was closed, or moved there, and nothing was told of it afterwards.
+    CLOSED = auto()
+    #: It has had its time: what stands there now counts.
+    OVERDUE = auto()
+
 
 _WRITES = {"modify", "close-write", "moved-to", "create", "delete", "moved-from"}
 
@@ -171,7 +185,7 @@ class ArmedRun:
         return any(path == root or path.startswith(root + b"/") for root in self.data_roots)
 
     def pause(self, looker: Looker, path: bytes) -> float:
-        """Return the seconds for which a path should be left alone, if nobody has closed it.
+        """Return the seconds for which a path that nobody has closed need not even be read.
 
         Its writer may be in the middle of an in-place rewrite; and a writer of many small pieces
         must not make us read its file for each.
@@ -188,41 +202,36 @@ class ArmedRun:
         ready = touched.looked + max(PAUSE, _SHARE * touched.cost)
         return max(0.0, ready - time.monotonic())
 
-    def pause_data(self, path: bytes) -> float:
-        """Return the seconds for which a path of a data root should be left alone; see ``pause``.
-
-        An empty file that nobody has closed is most often about to be filled.
-        """
-        mark = _identity_at(path)
-        begun = mark is not None and stat.S_ISREG(mark[5]) and mark[2] == 0
-        return FILL if begun and mark != self._data.get(path) else 0.0
-
     def examine(
         self,
         looker: Looker,
         path: bytes,
         events: tuple[str, ...],
         *,
-        closed: bool = True,
+        writing: Writing = Writing.OVERDUE,
         final: bool = False,
         earlier: bool = False,
-    ) -> bool:
+    ) -> float:
         """Compare one guarded path with the manifest and record what was found.
 
         Args:
             looker: open on the workspace.
             path: relative to it.
             events: what the kernel told of the path.
-            closed: its writer has closed it, as far as we know.
+            writing: how far its writer is.
             final: a comparison looks, no event asked for it.
             earlier: nothing suggests that the file changed since the run was armed.
 
         Returns:
-            Whether the file stood still meanwhile; if not, look again.
+            Seconds after which to look again, because the file did not stand still, or is most
+            likely being rewritten; in the second case nothing was recorded. 0 where all is said.
         """
         entry = self.files[path]
         began = time.monotonic()
         found = looker.look(path, self.manifest, entry)
+        unfinished = _unfinished(entry, found, writing)
+        if unfinished:
+            return unfinished
         touched = self._touch(path, events)
         touched.looked = time.monotonic()
         touched.cost = touched.looked - began
@@ -234,28 +243,43 @@ class ArmedRun:
         kind = difference(entry, found)
         if kind is None:
             self._as_expected(path, touched, events)
-            return not found.torn
+            return PAUSE if found.torn else 0.0
         state = state_of(kind, found)
         before = f"{self.manifest.algorithm}:{entry.digest}"
         after = f"{self.manifest.algorithm}:{found.digest}" if found.digest else None
         draft = replace(_draft(path, "tracked", kind, before, after), final=final, earlier=earlier)
         self._record(path, state, draft, found)
-        touched.growing = None if closed else found
-        return not found.torn
+        touched.growing = None if final or writing is Writing.CLOSED else found
+        return PAUSE if found.torn else 0.0
 
-    def examine_data(self, path: bytes, events: tuple[str, ...], *, final: bool = False) -> None:
-        """Compare one path of a data root with what stood there first and record a difference."""
+    def examine_data(
+        self,
+        path: bytes,
+        events: tuple[str, ...],
+        *,
+        writing: Writing = Writing.OVERDUE,
+        final: bool = False,
+    ) -> float:
+        """Compare one path of a data root with what stood there first and record a difference.
+
+        Returns:
+            Seconds after which to look again; see ``examine``.
+        """
         was = self._data.get(path)
         is_now = _identity_at(path)
+        if is_now is not None and is_now != was and stat.S_ISREG(is_now[5]):
+            unfinished = emptied(is_now[2], 1, writing)
+            if unfinished:
+                return unfinished
         touched = self._touch(path, events)
         touched.seen = is_now
         self._looked.add(path)
         if was == is_now:
             self._as_expected(path, touched, events)
-            return
+            return 0.0
         kind = _data_difference(was, is_now, touched.events)
         if kind is None:
-            return
+            return 0.0
         found = MISSING
         if is_now is not None and not stat.S_ISDIR(is_now[5]):
             directory, _, name = path.rpartition(b"/")
@@ -267,6 +291,7 @@ class ArmedRun:
         after = f"sha256:{found.sha256}" if found.sha256 else None
         draft = replace(_draft(path, "data", kind, None, after), final=final)
         self._record(path, state_of(kind, found), draft, found)
+        return 0.0
 
     def place(self, path: bytes, area: str, kind: str, *, final: bool = False) -> None:
         """Record that a root moved, or that a mount came or went."""
@@ -468,6 +493,25 @@ def difference(entry: Guarded, found: Found) -> str | None:
     if found.mode != entry.mode:
         return "mode-changed"
     return None
+
+
+def emptied(size: int, expected: int, writing: Writing) -> float:
+    """Return the seconds for which a file of less than the expected bytes is left to be filled."""
+    if size >= expected or writing is Writing.OVERDUE:
+        return 0.0
+    if writing is Writing.OPEN:
+        return FILL
+    # Closed and empty: somebody may have begun the next save since, of which we have yet to be told.
+    return PAUSE if size == 0 else 0.0
+
+
+def _unfinished(entry: Guarded, found: Found, writing: Writing) -> float:
+    """Return the seconds for which what was found is most likely no state of its own."""
+    if found.kind == "missing":
+        return {Writing.OPEN: SETTLE, Writing.CLOSED: PAUSE}.get(writing, 0.0)
+    if found.kind == "file" and entry.mode != LINK:
+        return emptied(found.size, entry.size, writing)
+    return 0.0
 
 
 def _grew(before: Found | None, after: Found) -> bool:

@@ -26,7 +26,7 @@ import time
 from collections import deque
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, TypeVar
@@ -35,7 +35,7 @@ import sealrun
 from sealrun.errors import Fault, GuardError, SealrunError
 from sealrun.git import Git
 from sealrun.guard import observer as ob
-from sealrun.guard.armed import PAUSE, ArmedRun
+from sealrun.guard.armed import FILL, PAUSE, ArmedRun, Writing
 from sealrun.guard.attribution import Attribution
 from sealrun.guard.client import read_journal
 from sealrun.guard.content import Looker, RootGone
@@ -78,8 +78,25 @@ MEMORY = 20_000
 _LOSSES = 1000
 #: Set in an event's mask, above the kernel's 32 bits: the path has waited long enough.
 _SETTLED = 1 << 40
+#: The same: the last that was told of the path is not that it was closed or moved there.
+_UNCLOSED = 1 << 41
 #: Directories that tools fill with thousands of others; no run reads them from the workspace.
 _HEAVY = frozenset({b".venv", b"venv", b"node_modules", b"__pycache__", b".git", b".tox", b"wandb"})
+
+
+@dataclass
+class _Wait:
+    """A path that is left alone for a moment.
+
+    Attributes:
+        since: monotonic seconds; nothing that was found since is recorded.
+        due: when it is looked at whatever was told of it.
+        mask: what was told of it.
+    """
+
+    since: float
+    due: float = 0.0
+    mask: int = 0
 
 
 class Guard:
@@ -110,7 +127,7 @@ class Guard:
         self._git_directories: set[bytes] = set()
         self._new: set[bytes] = set()
         self._pending: dict[bytes, int] = {}
-        self._waiting: dict[bytes, tuple[float, int]] = {}
+        self._waiting: dict[bytes, _Wait] = {}
         self._git: GitPlaces | None = None
         self._git_now: Snapshot | None = None
         self._git_due: float | None = None
@@ -255,9 +272,9 @@ class Guard:
     def _due(self) -> None:
         """Do what has waited long enough."""
         clock = time.monotonic()
-        ready = [path for path, (due, _) in self._waiting.items() if due <= clock]
+        ready = [path for path, wait in self._waiting.items() if wait.due <= clock]
         for path in ready:
-            self._pending[path] = self._waiting.pop(path)[1] | _SETTLED
+            self._pending[path] = self._waiting.pop(path).mask | _SETTLED
         if ready:
             self._look()
         if self._git_due is not None and self._git_due <= clock:
@@ -312,7 +329,7 @@ class Guard:
             self._remember(self._memory_new, Happened(name or path, "new", event.words, now()))
         for run in self._watches:
             if (name is not None and name in run.files) or run.is_data(path):
-                self._pending[path] = self._pending.get(path, 0) | mask
+                self._pending[path] = _after(self._pending.get(path, 0), mask)
 
     def _note_below(self, directory: bytes, mask: int) -> None:
         name = directory[len(self.workspace) + 1 :] if self._inside(directory) else None
@@ -376,23 +393,15 @@ class Guard:
 
     def _look_at(self, looker: Looker, path: bytes, name: bytes | None, mask: int) -> None:
         words = tuple(word for bit, word in ob.WORDS if mask & bit)
-        # A directory that came back says nothing of whether a file below it has been closed.
-        arrived = ob.MOVED_TO if not mask & ob.DIRECTORY else 0
-        closed = bool(mask & (ob.CLOSED_WRITE | arrived))
-        settled = closed or mask & _SETTLED
+        writing = Writing.OVERDUE if mask & _SETTLED else _writing(mask)
         waits: list[float] = []
         for run in self._watches:
             if name is not None and name in run.files:
-                pause = 0.0 if settled else run.pause(looker, name)
-                if pause or not run.examine(looker, name, words, closed=closed):
-                    waits.append(pause or PAUSE)
+                pause = run.pause(looker, name) if writing is Writing.OPEN else 0.0
+                waits.append(pause or run.examine(looker, name, words, writing=writing))
             if run.is_data(path):
-                pause = 0.0 if settled else run.pause_data(path)
-                if pause:
-                    waits.append(pause)
-                else:
-                    run.examine_data(path, words)
-        if waits:
+                waits.append(run.examine_data(path, words, writing=writing))
+        if any(waits):
             self._wait(path, mask, max(waits))
         else:
             self._waiting.pop(path, None)
@@ -410,8 +419,11 @@ class Guard:
                 run.settle(self._attribution, position)
 
     def _wait(self, path: bytes, mask: int, pause: float) -> None:
-        due, before = self._waiting.get(path, (time.monotonic() + pause, 0))
-        self._waiting[path] = (due, before | (mask & ~_SETTLED))
+        clock = time.monotonic()
+        wait = self._waiting.setdefault(path, _Wait(clock))
+        # Whoever goes on for ever, or begins again and again, has as long as for one file.
+        wait.due = min(clock + pause, wait.since + max(FILL, pause))
+        wait.mask |= mask & ~_SETTLED
 
     # -- git ---------------------------------------------------------------------------------
 
@@ -680,8 +692,8 @@ class Guard:
 
     def _answer_drains(self) -> None:
         awaited, self._awaited = self._awaited, None
-        for path, (_, mask) in self._waiting.items():
-            self._pending[path] = self._pending.get(path, 0) | mask | _SETTLED
+        for path, wait in self._waiting.items():
+            self._pending[path] = self._pending.get(path, 0) | wait.mask | _SETTLED
         self._waiting.clear()
         self._look()
         for step in awaited or ():
@@ -952,6 +964,20 @@ class Guard:
         if memory and memory[-1].path == entry.path and memory[-1].events == entry.events:
             memory.pop()
         memory.append(entry)
+
+
+def _after(before: int, mask: int) -> int:
+    """Return what was told of a path, and then this."""
+    whole = before | mask
+    if mask & (ob.CLOSED_WRITE | ob.MOVED_TO):
+        return whole & ~_UNCLOSED
+    return whole | _UNCLOSED if mask & (ob.MODIFIED | ob.CREATED | ob.LEFT) else whole
+
+
+def _writing(mask: int) -> Writing:
+    # A directory that came back says nothing of whether a file below it has been closed.
+    ends = ob.CLOSED_WRITE | (0 if mask & ob.DIRECTORY else ob.MOVED_TO)
+    return Writing.CLOSED if mask & ends and not mask & _UNCLOSED else Writing.OPEN
 
 
 def _number(file: str) -> int:

@@ -14,6 +14,7 @@ Rules that this module keeps:
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import stat
@@ -22,7 +23,7 @@ from bisect import bisect_left
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from sealrun.guard.armed import ArmedRun, difference
+from sealrun.guard.armed import ArmedRun, Writing, difference, emptied
 from sealrun.guard.content import MISSING, Found, Identity, Looker, RootGone, identity
 from sealrun.guard.filesystem import now
 from sealrun.guard.manifest import LINK, Guarded
@@ -152,11 +153,31 @@ class WatchedTree(ArmedRun):
         self._known = sorted(known)
         self._alarm_at_start()
 
-    def examine_data(self, path: bytes, events: tuple[str, ...], *, final: bool = False) -> None:
-        """Compare one extra file, or what stands in its place, with the baseline."""
+    def examine_data(
+        self,
+        path: bytes,
+        events: tuple[str, ...],
+        *,
+        writing: Writing = Writing.OVERDUE,
+        final: bool = False,
+    ) -> float:
+        """Compare one extra file, or what stands in its place, with the baseline.
+
+        Returns:
+            Seconds after which to look again; see ``ArmedRun.examine``.
+        """
+        try:
+            self._examine(path, events, writing=writing, final=final)
+        except _Unfinished as rewritten:
+            return rewritten.pause
+        return 0.0
+
+    def _examine(
+        self, path: bytes, events: tuple[str, ...], *, writing: Writing, final: bool
+    ) -> None:
         if path in self._targets:
             for link in [one for one, target in self._leads.items() if target == path]:
-                self._look_behind(link, events, final=final)
+                self._look_behind(link, events, writing=writing, final=final)
         if not path.startswith(self.workspace + b"/"):
             return
         name = self._relative(path)
@@ -168,11 +189,12 @@ class WatchedTree(ArmedRun):
         extra = self._surroundings.judge(name)
         self._judge_caches_of(path, events, final=final)
         if unit is not None:
-            self._examine_in(unit, path, events, final=final)
+            self._examine_in(unit, path, events, writing=writing, final=final)
         elif extra is not None or path in self._baseline:
-            self._examine_extra(path, "extra", self._baseline.get(path), events, final=final)
+            entry = self._baseline.get(path)
+            self._examine_extra(path, "extra", entry, events, writing=writing, final=final)
         else:
-            self._examine_other(path, events, final=final)
+            self._examine_other(path, events, writing=writing, final=final)
 
     def sweep(self, *, content: bool) -> None:
         """Find what no event told of, beyond the tracked files too."""
@@ -319,6 +341,7 @@ class WatchedTree(ArmedRun):
         entry: Guarded | None,
         events: tuple[str, ...],
         *,
+        writing: Writing,
         final: bool,
         at: bytes | None = None,
     ) -> bool:
@@ -326,12 +349,16 @@ class WatchedTree(ArmedRun):
 
         Args:
             at: where it is recorded if not at the path itself.
+
+        Raises:
+            _Unfinished: nothing was recorded; look again.
         """
         try:
             with Looker(self.workspace) as looker:
                 found = looker.look(self._relative(path), RAW, entry)
         except RootGone:
             return True
+        _check_filled(found, entry, writing)
         touched = self._touch(path, events)
         touched.seen = found.identity
         self._looked.add(path)
@@ -353,28 +380,37 @@ class WatchedTree(ArmedRun):
             self._note(at, "changed", replace(draft, kind="modified"))
             return True
         self._record(path, f"{kind}:{found.sha256}:{found.mode:o}", draft, found)
-        closed = bool({"close-write", "moved-to"} & set(events)) or final
-        touched.growing = None if closed else found
+        touched.growing = None if final or writing is Writing.CLOSED else found
         return True
 
     def _examine_in(
-        self, unit: bytes, path: bytes, events: tuple[str, ...], *, final: bool
+        self,
+        unit: bytes,
+        path: bytes,
+        events: tuple[str, ...],
+        *,
+        writing: Writing,
+        final: bool,
     ) -> None:
         if not _counts_in_environment(path):
             return
         environment = self._environments.setdefault(unit, Environment(unit, {}))
         entry = environment.files.get(path)
         if entry is None and os.path.isdir(path) and not os.path.islink(path):
-            self._examine_other(path, events, final=final)
+            self._examine_other(path, events, writing=writing, final=final)
             return
         crowded = path not in environment.named and len(environment.named) >= NAMED
         at = self._absolute(unit) if crowded else None
-        differs = self._examine_extra(path, "environment", entry, events, final=final, at=at)
+        differs = self._examine_extra(
+            path, "environment", entry, events, writing=writing, final=final, at=at
+        )
         (environment.differs.add if differs else environment.differs.discard)(path)
         if differs and at is None:
             environment.named.add(path)
 
-    def _examine_other(self, path: bytes, events: tuple[str, ...], *, final: bool) -> None:
+    def _examine_other(
+        self, path: bytes, events: tuple[str, ...], *, writing: Writing, final: bool
+    ) -> None:
         """A directory, or a file that matters to nobody: but what stood below may be gone."""
         start, end = bisect_left(self._known, path + b"/"), bisect_left(self._known, path + b"0")
         gone = {*self._known[start:end], *(p for p in self._recorded if p.startswith(path + b"/"))}
@@ -382,7 +418,7 @@ class WatchedTree(ArmedRun):
             self.examine_data(one, events, final=final)
         package = self._as_package(path)
         if package is not None or path in self._recorded:
-            self._examine_extra(path, "extra", None, events, final=final)
+            self._examine_extra(path, "extra", None, events, writing=writing, final=final)
 
     def _as_package(self, path: bytes) -> Extra | None:
         """Say what a link to a directory of modules could be used as."""
@@ -480,28 +516,37 @@ class WatchedTree(ArmedRun):
         if entry is not None:
             self._behind[name] = entry
 
-    def _look_behind(self, name: bytes, events: tuple[str, ...], *, final: bool) -> None:
+    def _look_behind(
+        self,
+        name: bytes,
+        events: tuple[str, ...],
+        *,
+        writing: Writing = Writing.OVERDUE,
+        final: bool,
+    ) -> None:
         """Compare what a tracked link leads to with what it led to at the start."""
         target = os.path.realpath(self._absolute(name))
         # A record of what a link leads to must not be taken for one of the link itself.
         key = self._absolute(name) + BEHIND
-        touched = self._touch(key, events)
-        touched.seen = _mark(target)
-        self._looked.add(key)
         entry = self._behind.get(name)
-        if target != self._leads.get(name):
+        moved = target != self._leads.get(name)
+        seen = _mark(target)
+        directory, _, last = target.rpartition(b"/")
+        now_ = MISSING
+        if entry is not None and not moved:
+            with contextlib.suppress(RootGone), Looker(directory or b"/") as looker:
+                now_ = looker.look(last, RAW, entry)
+            _check_filled(now_, entry, writing)
+        touched = self._touch(key, events)
+        touched.seen = seen
+        self._looked.add(key)
+        if moved:
             draft = replace(_draft(key, "link", "modified", None, None), final=final)
             self._record(key, f"leads:{os.fsdecode(target)}", draft, MISSING)
             return
         if entry is None:
             self._as_expected(key, touched, events)
             return
-        directory, _, last = target.rpartition(b"/")
-        try:
-            with Looker(directory or b"/") as looker:
-                now_ = looker.look(last, RAW, entry)
-        except RootGone:
-            now_ = MISSING
         kind = _difference(entry, now_)
         if kind is None:
             self._as_expected(key, touched, events)
@@ -541,6 +586,21 @@ class WatchedTree(ArmedRun):
 
     def _relative(self, path: bytes) -> bytes:
         return path[len(self.workspace) + 1 :]
+
+
+class _Unfinished(Exception):
+    """A file is most likely in the middle of being rewritten in place."""
+
+    def __init__(self, pause: float) -> None:
+        super().__init__(pause)
+        self.pause = pause
+
+
+def _check_filled(found: Found, entry: Guarded | None, writing: Writing) -> None:
+    if found.kind == "file":
+        pause = emptied(found.size, entry.size if entry is not None else 1, writing)
+        if pause:
+            raise _Unfinished(pause)
 
 
 def _difference(entry: Guarded | None, found: Found) -> str | None:

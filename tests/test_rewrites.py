@@ -1,0 +1,198 @@
+"""A file that is emptied and filled again is the same file, at whatever moment the guard looks.
+
+The moments are brought about: the guard runs in this interpreter, and a writer strikes right before
+the guard reads, after everything that was told until then has been dealt with.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import pytest
+
+from _guard import COMMITTED, eventually, site
+from sealrun.guard import armed, core
+from sealrun.guard.content import Looker
+from sealrun.guard.core import Guard
+from sealrun.watch.expected import of
+from sealrun.watch.tree import RUN, WatchedTree
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from _guard import Site
+    from sealrun.guard import Mutation, Report
+    from sealrun.guard.content import Found
+    from sealrun.guard.manifest import Guarded, Manifest
+
+__all__ = ["site"]
+
+#: Untracked, imported by the tracked ones, and there from the start.
+EXTRA = "settings.py"
+COMMITTED_HERE = {**COMMITTED, EXTRA.encode(): b"RATE = 1\n"}
+
+
+@dataclass
+class Struck:
+    """A guarded workspace, and what a writer does when the guard reads next.
+
+    Attributes:
+        heard: what the guard told of while it watched.
+    """
+
+    guard: Guard
+    root: Path
+    heard: list[Mutation] = field(default_factory=list["Mutation"])
+    before_look: dict[bytes, Callable[[], None]] = field(
+        default_factory=dict[bytes, "Callable[[], None]"]
+    )
+
+    def report(self) -> Report:
+        """Drain and compare everything."""
+        return self.guard.drained(lambda: self.guard.report(RUN)).result(30)
+
+    def refill(self, name: str, after: float) -> Callable[[], None]:
+        """Return what empties a file now, and writes its bytes and closes it seconds later."""
+        path = self.root / name
+
+        def strike() -> None:
+            file = path.open("wb")
+
+            def fill() -> None:
+                time.sleep(after)
+                file.write(COMMITTED_HERE[name.encode()])
+                file.close()
+
+            threading.Thread(target=fill).start()
+
+        return strike
+
+
+@pytest.fixture
+def struck(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Struck]:
+    """A watch in this interpreter over tracked and extra files."""
+    (site.root / EXTRA).write_bytes(COMMITTED_HERE[EXTRA.encode()])
+    private = tmp_path / "private"
+    (private / "start").mkdir(parents=True)
+    guard = Guard(site.root, private, idle_after=600)
+    guard.start()
+    thread = threading.Thread(target=guard.run, daemon=True)
+    thread.start()
+    tree = WatchedTree(of(site.root, private / "start"), tmp_path / "found")
+    made = Struck(guard, site.root)
+    tree.subscribers.append(made.heard.append)
+    guard.call(lambda: guard.admit(tree)).result(30)
+    assert guard.drained(lambda: guard.armed(RUN)).result(30).complete
+    real = Looker.look
+
+    def look(self: Looker, path: bytes, manifest: Manifest, expected: Guarded | None) -> Found:
+        strike = made.before_look.pop(path, None)
+        if strike is not None:
+            strike()
+        return real(self, path, manifest, expected)
+
+    monkeypatch.setattr(Looker, "look", look)
+    yield made
+    tree.close()
+    guard.end("test")
+    thread.join(30)
+
+
+def _touched(path: Path) -> None:
+    os.utime(path)
+
+
+def _saved(path: Path) -> None:
+    path.write_bytes(COMMITTED_HERE[path.name.encode()])
+
+
+@pytest.mark.parametrize("name", ["train.py", EXTRA])
+@pytest.mark.parametrize("first", [_touched, _saved], ids=["touched", "saved"])
+def test_emptied_between_the_news_and_the_look(
+    struck: Struck, name: str, first: Callable[[Path], None]
+) -> None:
+    """A writer that begins while the guard goes to see about an earlier event gets its time too."""
+    struck.before_look[name.encode()] = struck.refill(name, 0.3)
+    first(struck.root / name)
+    eventually(lambda: not struck.before_look)
+    time.sleep(0.5)
+    assert struck.heard == []
+    report = struck.report()
+    assert report.mutations == ()
+    assert any(r.path.endswith(name.encode()) and r.content for r in report.rewrites)
+
+
+def test_replaced_between_the_news_and_the_look(struck: Struck) -> None:
+    """The same for a file that is removed and made anew, as git does it."""
+    path = struck.root / "train.py"
+
+    def strike() -> None:
+        path.unlink()
+        threading.Timer(0.05, lambda: _saved(path)).start()
+
+    struck.before_look[b"train.py"] = strike
+    _saved(path)
+    eventually(lambda: not struck.before_look)
+    time.sleep(0.3)
+    assert struck.heard == []
+    assert struck.report().mutations == ()
+
+
+def test_saved_and_begun_again_before_the_guard_hears(struck: Struck) -> None:
+    """One save and the beginning of the next, told in one go, are no file that was closed empty."""
+    path = struck.root / "train.py"
+
+    def both() -> None:
+        _saved(path)
+        struck.refill("train.py", 0.3)()
+        time.sleep(0.05)
+
+    # In the guard's own thread, so that it hears of it afterwards.
+    struck.guard.call(both).result(30)
+    time.sleep(0.5)
+    assert struck.heard == []
+    assert struck.report().mutations == ()
+
+
+@pytest.mark.parametrize("name", ["train.py", EXTRA])
+def test_what_stays_empty_is_told(
+    struck: Struck, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Closed and empty is soon a mutation: nobody has to ask, and it has no time to be filled."""
+    for module in (armed, core):
+        monkeypatch.setattr(module, "FILL", 600.0)
+    with (struck.root / name).open("wb"):
+        pass
+    eventually(lambda: [m.path for m in struck.heard] != [])
+    assert {m.kind for m in struck.heard} == {"modified"}
+
+
+@pytest.mark.parametrize("how", ["closed", "open"])
+def test_who_begins_again_and_again_gains_no_time(
+    struck: Struck, how: Literal["closed", "open"]
+) -> None:
+    """A file that is emptied for ever is told of while it goes on, closed each time or never."""
+    path = struck.root / "train.py"
+    end = threading.Event()
+
+    def write() -> None:
+        if how == "closed":
+            while not end.wait(0.005):
+                path.write_bytes(b"")
+        else:
+            with path.open("wb") as file:
+                while not end.wait(0.005):
+                    file.truncate(0)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        eventually(lambda: [m.path for m in struck.heard] == [b"train.py"])
+    finally:
+        end.set()
+        writer.join()
