@@ -297,7 +297,7 @@ class Attribution:
                 self.deaf = message["ready"] or None
                 if self.deaf:
                     log.info("writers that end at once are not named: %s", self.deaf)
-            self._batch += 1
+            self._batch += 0 if "on" in message else 1
             who = {int(number): facts for number, facts in message.get("who", {}).items()}
             for directory, name, mask, serial, how, why in message.get("touched", ()):
                 self._touch(bytes.fromhex(directory), name, mask, serial, (who[serial], how, why))

@@ -11,10 +11,13 @@ Rules that this module keeps:
   process events told of it last.
 - It keeps only the capabilities that looking needs, once everything is open.
 - It says what it knows and no more; what was lost is said to be lost. It ends with its guard.
+- It never waits for the guard to read: in a storm the guard is busy just when somebody must look.
 
 To the guard it writes one JSON object a line: ``who`` (by a number: process and parents, each a list of ``Process``'s fields), ``touched``
-(directory key in hexadecimal, name, mask, that number, how, why), ``lost``, and ``sync``, the
-answer to a number that the guard sent: every event of a write before that has been told.
+(directory key in hexadecimal, name, mask, that number, how, why; equal ones once, at the place of the
+last), ``on`` (it goes on where the line before stopped: the order between the two is as little known
+as within one), ``lost``, and ``sync``, the answer to a number that the guard sent: every event of a
+write before that has been told.
 """
 
 from __future__ import annotations
@@ -44,15 +47,22 @@ if TYPE_CHECKING:
 #: ``/proc``, CAP_SYS_NICE to run ahead again.
 KEPT = (19, 23)
 #: Bytes asked for in one read.
-READ = 1 << 16
+READ = 1 << 12
 #: Nanoseconds for which what was read of a living process that we follow is not read again, and
 #: after which a process that nobody told us the end of might be another one of the same pid.
 FRESH, STALE = 20_000_000, 1_000_000_000
+#: Events in one line, so that writing it takes no longer than a writer lives; different events kept
+#: while the guard does not read, beyond which they are lost; and bytes offered to it at once.
+ROWS, BACKLOG, CHUNK = 256, 100_000, 1 << 16
 #: Milliseconds for which we leave the events of a busy writer alone.
 PAUSE = 4
 #: Microseconds of computing at once that we may claim ahead of others, seconds for which we may not
 #: after that, and our nice value then (setpriority(2)).
 RUSH, REST, NICE = 100_000, 1.0, -10
+
+
+#: Directory, name, mask, process, how and why; see above.
+_Row = tuple[str, str, int, int, str, str | None]
 
 
 class Witness:
@@ -73,7 +83,8 @@ class Witness:
         self._quiet = time.monotonic_ns()
         self._lost: list[str] = []
         self._who: dict[int, list[Any]] = {}
-        self._touched: list[list[Any]] = []
+        self._touched: dict[_Row, None] = {}
+        self._unsent = bytearray()
         self._busy = False
         self._news: socket.socket | None = None
         try:
@@ -87,12 +98,13 @@ class Witness:
         """Tell the guard what happens until it goes away."""
         everything, others = select.poll(), select.poll()
         everything.register(self._group, select.POLLIN)
-        for source in (self._guard, self._news):
-            if source is not None:
-                everything.register(source, select.POLLIN)
-                others.register(source, select.POLLIN)
+        if self._news is not None:
+            for poll in (everything, others):
+                poll.register(self._news, select.POLLIN)
         self._tell({"ready": self.deaf})
         while True:
+            for poll in (everything, others):
+                poll.register(self._guard, select.POLLIN | (select.POLLOUT if self._unsent else 0))
             if self._busy:
                 others.poll(PAUSE)
             else:
@@ -117,20 +129,35 @@ class Witness:
         return data.split()[-1] if data.strip() else None
 
     def _report(self, asked: bytes) -> None:
-        message: dict[str, Any] = {}
-        if self._touched:
-            message |= {"who": self._who, "touched": self._touched}
-        if self._lost:
-            message["lost"] = self._lost
+        self._send()
+        if self._unsent and not asked:
+            return  # what happens meanwhile is told together
+        rows, who, lost = list(self._touched), self._who, self._lost
+        self._touched, self._who, self._lost = {}, {}, []
+        for start in range(0, len(rows), ROWS):
+            part = rows[start : start + ROWS]
+            message = {"who": {row[3]: who[row[3]] for row in part}, "touched": part}
+            self._tell(message | {"on": True} if start else message)
+            self._hear()
+        last: dict[str, Any] = {"lost": lost} if lost else {}
         if asked:
-            message["sync"] = int(asked)
-        if message:
-            self._tell(message)
-            self._who, self._touched, self._lost = {}, [], []
+            last["sync"] = int(asked)
+        if last:
+            self._tell(last)
 
     def _tell(self, message: dict[str, Any]) -> None:
-        with suppress(OSError):  # the guard is gone: the next look at it ends us
-            self._guard.sendall(json.dumps(message, separators=(",", ":")).encode() + b"\n")
+        self._unsent += json.dumps(message, separators=(",", ":")).encode() + b"\n"
+        self._send()
+
+    def _send(self) -> None:
+        try:
+            while self._unsent:
+                sent = self._guard.send(self._unsent[:CHUNK], socket.MSG_DONTWAIT)
+                del self._unsent[:sent]
+        except BlockingIOError:
+            return
+        except OSError:
+            self._unsent.clear()  # the guard is gone: the next look at it ends us
 
     # -- seeing ------------------------------------------------------------------------------
 
@@ -181,9 +208,13 @@ class Witness:
         line = (known.process, *map(brief, known.parents))
         self._who[known.serial] = [_plain(one) for one in line]
         name = touch.name.decode("latin-1")
-        row = [touch.directory.hex(), name, touch.mask, known.serial, how, why]
-        if not self._touched or self._touched[-1] != row:
-            self._touched.append(row)
+        row = touch.directory.hex(), name, touch.mask, known.serial, how, why
+        self._touched.pop(row, None)
+        self._touched[row] = None
+        if len(self._touched) > BACKLOG:
+            self._touched.clear()
+            self._who.clear()
+            self._lost.append("the guard was too busy to be told of every event")
 
     def _name(self, touch: Touch) -> tuple[Known, str, str | None]:
         """Return what is known of an event's process, how, and why not better."""
