@@ -490,7 +490,11 @@ def test_a_process_is_named_by_the_program_that_it_ran_last() -> None:
     shell = Writer(how="live", process=Process(7, exe="/bin/sh", cmdline=("sh",)))
     program = Writer(how="cached", process=Process(7, exe="/bin/seq", cmdline=("seq",)))
     gone = Writer(how="gone", process=Process(7))
-    for last, expected in ((program, program), (gone, shell)):
+    # What it became was read late, or not at all: then it is not known for certain which one wrote.
+    late = Writer(how="partial", process=Process(7, exe="/bin/seq", cmdline=("seq",)))
+    unread = Writer(how="partial", process=Process(7))
+    pairs = ((program, program), (gone, shell), (late, late), (unread, unread))
+    for last, expected in pairs:
         events = [
             Seen(n, n, fanotify.MODIFY, 1, writer) for n, writer in enumerate((shell, last), 1)
         ]

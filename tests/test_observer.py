@@ -53,7 +53,7 @@ class Stream:
         while True:
             raw = self.queue.get(timeout=10)
             for event in self.observer.events(raw):
-                if self.observer.is_cookie(event.watch):
+                if self.observer.is_cookie(event):
                     return found
                 found.append(event)
             self.observer.reader.consumed(raw)
@@ -122,7 +122,7 @@ def test_books_agree_with_the_kernel(stream: Stream, tmp_path: Path) -> None:
     stream.until_cookie()
     assert stream.observer.verify() == 1
     for wd in stream.observer.reader.kernel_watches():
-        if not stream.observer.is_cookie(wd):
+        if wd != stream.observer._cookie_watch:
             stream.observer.reader.unwatch(wd)
     stream.observer.verify()
     assert stream.observer.has(directory)

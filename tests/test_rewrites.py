@@ -43,11 +43,13 @@ class Struck:
 
     Attributes:
         heard: what the guard told of while it watched.
+        closed: whoever wrote first has closed the file; no two have it open at once.
     """
 
     guard: Guard
     root: Path
     heard: list[Mutation] = field(default_factory=list["Mutation"])
+    closed: threading.Event = field(default_factory=threading.Event)
     before_look: dict[bytes, Callable[[], None]] = field(
         default_factory=dict[bytes, "Callable[[], None]"]
     )
@@ -61,6 +63,7 @@ class Struck:
         path = self.root / name
 
         def strike() -> None:
+            assert self.closed.wait(20)
             file = path.open("wb")
 
             def fill() -> None:
@@ -119,6 +122,7 @@ def test_emptied_between_the_news_and_the_look(
     """A writer that begins while the guard goes to see about an earlier event gets its time too."""
     struck.before_look[name.encode()] = struck.refill(name, 0.3)
     first(struck.root / name)
+    struck.closed.set()
     eventually(lambda: not struck.before_look)
     time.sleep(0.5)
     assert struck.heard == []
@@ -132,11 +136,13 @@ def test_replaced_between_the_news_and_the_look(struck: Struck) -> None:
     path = struck.root / "train.py"
 
     def strike() -> None:
+        assert struck.closed.wait(20)
         path.unlink()
         threading.Timer(0.05, lambda: _saved(path)).start()
 
     struck.before_look[b"train.py"] = strike
     _saved(path)
+    struck.closed.set()
     eventually(lambda: not struck.before_look)
     time.sleep(0.3)
     assert struck.heard == []
@@ -149,6 +155,7 @@ def test_saved_and_begun_again_before_the_guard_hears(struck: Struck) -> None:
 
     def both() -> None:
         _saved(path)
+        struck.closed.set()
         struck.refill("train.py", 0.3)()
         time.sleep(0.05)
 

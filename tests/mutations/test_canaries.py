@@ -56,7 +56,7 @@ def _no_events(patch: Patch) -> None:
 
     def events(observer: Observer, raw: Raw) -> Iterator[Event]:
         for event in whole(observer, raw):
-            if event.mask & OVERFLOW or observer.is_cookie(event.watch):
+            if event.mask & OVERFLOW or observer.is_cookie(event):
                 yield event
 
     patch.setattr(Observer, "events", events)

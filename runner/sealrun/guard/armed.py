@@ -223,8 +223,9 @@ class ArmedRun:
             earlier: nothing suggests that the file changed since the run was armed.
 
         Returns:
-            Seconds after which to look again, because the file did not stand still, or is most
-            likely being rewritten; in the second case nothing was recorded. 0 where all is said.
+            Seconds after which to look again at the latest, because the file did not stand still, or
+            is most likely being rewritten; in the second case nothing was recorded. Of a closed one
+            it is enough to hear what else was told by now. 0 where all is said.
         """
         entry = self.files[path]
         began = time.monotonic()
@@ -499,16 +500,14 @@ def emptied(size: int, expected: int, writing: Writing) -> float:
     """Return the seconds for which a file of less than the expected bytes is left to be filled."""
     if size >= expected or writing is Writing.OVERDUE:
         return 0.0
-    if writing is Writing.OPEN:
-        return FILL
     # Closed and empty: somebody may have begun the next save since, of which we have yet to be told.
-    return PAUSE if size == 0 else 0.0
+    return FILL if writing is Writing.OPEN or size == 0 else 0.0
 
 
 def _unfinished(entry: Guarded, found: Found, writing: Writing) -> float:
     """Return the seconds for which what was found is most likely no state of its own."""
     if found.kind == "missing":
-        return {Writing.OPEN: SETTLE, Writing.CLOSED: PAUSE}.get(writing, 0.0)
+        return 0.0 if writing is Writing.OVERDUE else SETTLE
     if found.kind == "file" and entry.mode != LINK:
         return emptied(found.size, entry.size, writing)
     return 0.0

@@ -127,13 +127,22 @@ def judge(
 
 
 def _best(known: Iterable[Writer]) -> Writer:
-    """Return what was known of one process at last, or before that where it was known better."""
+    """Return what was known of one process at last, or before that where it was known better.
+
+    One that has called exec since is known better by nothing that was seen before.
+    """
     best = Writer()
     for writer in known:
         same = _program(best) == _program(writer)
-        if best.how not in _WELL or (writer.how in _WELL and not (same and best.how == "live")):
+        better = writer.how in _WELL and not (same and best.how == "live")
+        became = writer.how == "partial" and _exe(writer) != _exe(best)
+        if best.how not in _WELL or better or became:
             best = writer
     return best
+
+
+def _exe(writer: Writer) -> str | None:
+    return writer.process.exe if writer.process is not None else None
 
 
 def _program(writer: Writer) -> tuple[str | None, tuple[str, ...] | None] | None:

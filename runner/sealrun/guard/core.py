@@ -128,6 +128,8 @@ class Guard:
         self._new: set[bytes] = set()
         self._pending: dict[bytes, int] = {}
         self._waiting: dict[bytes, _Wait] = {}
+        self._unechoed: set[bytes] = set()
+        self._echoing: set[bytes] = set()
         self._git: GitPlaces | None = None
         self._git_now: Snapshot | None = None
         self._git_due: float | None = None
@@ -288,9 +290,12 @@ class Guard:
         for event in self._observer.events(raw):
             if event.mask & ob.OVERFLOW:
                 self._overflowed(raw)
-            elif self._observer.is_cookie(event.watch):
+            elif self._observer.is_cookie(event):
                 self._look()
                 self._answer_drains()
+            elif self._observer.is_echo(event):
+                self._look()
+                self._echoed()
             else:
                 for directory in event.directories:
                     self._one(event, directory)
@@ -401,10 +406,32 @@ class Guard:
                 waits.append(pause or run.examine(looker, name, words, writing=writing))
             if run.is_data(path):
                 waits.append(run.examine_data(path, words, writing=writing))
-        if any(waits):
-            self._wait(path, mask, max(waits))
-        else:
+        if not any(waits):
             self._waiting.pop(path, None)
+        elif writing is Writing.CLOSED:
+            # Whatever was told of it by now has to be heard, however late that is.
+            self._wait(path, mask, FILL)
+            self._unechoed.add(path)
+            self._send_echo()
+        else:
+            self._wait(path, mask, max(waits))
+
+    def _send_echo(self) -> None:
+        if not self._echoing and self._unechoed:
+            self._echoing, self._unechoed = self._unechoed, set()
+            self._observer.echo()
+
+    def _echoed(self) -> None:
+        """Look at what stands where a file was closed: nothing was told of it before that look."""
+        held, self._echoing = self._echoing, set()
+        for path in held:
+            wait = self._waiting.get(path)
+            if wait is not None and _writing(wait.mask) is Writing.CLOSED:
+                del self._waiting[path]
+                mask = self._pending.get(path, 0) | wait.mask
+                self._pending[path] = mask | _SETTLED
+        self._look()
+        self._send_echo()
 
     def _name_writers(self, *runs: ArmedRun) -> None:
         """Tell of what the last looks found, with its writers as far as they are known."""
@@ -423,7 +450,8 @@ class Guard:
         wait = self._waiting.setdefault(path, _Wait(clock))
         # Whoever goes on for ever, or begins again and again, has as long as for one file.
         wait.due = min(clock + pause, wait.since + max(FILL, pause))
-        wait.mask |= mask & ~_SETTLED
+        # Whether it was closed is what was told last.
+        wait.mask = (wait.mask & ~_UNCLOSED) | (mask & ~_SETTLED)
 
     # -- git ---------------------------------------------------------------------------------
 
@@ -513,8 +541,11 @@ class Guard:
             until=raw.at,
         )
         self._rescan_due = True
+        # Those under way may be among the lost.
         if self._awaited is not None:
-            self._observer.touch_cookie()  # the one under way may be among the lost
+            self._observer.touch_cookie()
+        if self._echoing:
+            self._observer.echo()
 
     def _rescan(self) -> None:
         """Renew every watch and compare every byte."""

@@ -9,7 +9,8 @@ Rules that this module keeps:
   cannot miss it. Nothing is paired or held back: a move is two events, at once.
 - Reads are never asked for: no IN_ACCESS, IN_OPEN or IN_CLOSE_NOWRITE.
 - One queue for everything, the cookie included: when the cookie's event comes out, every event of
-  a write that had returned before the cookie was touched has come out too.
+  a write that had returned before the cookie was touched has come out too. An echo is the same for
+  the guard's own use, while a drain may be waiting for its cookie.
 
 Only the guard process imports this module; watchdog stays out of every command's start.
 """
@@ -183,7 +184,9 @@ class Observer:
         self.missing: dict[bytes, str] = {}
         self._cookie = os.open(cookie, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
-            self._cookie_watch = self.reader.watch(os.fsencode(cookie), In.IN_ATTRIB)
+            self.echo()  # takes its byte of the disk while nothing depends on it
+            either = inotify_c.Mask(In.IN_ATTRIB | In.IN_MODIFY)
+            self._cookie_watch = self.reader.watch(os.fsencode(cookie), either)
         except OSError as error:
             raise GuardError(
                 f"cannot watch anything: {error.strerror}",
@@ -208,9 +211,18 @@ class Observer:
         """Put a mark into the stream: its event follows those of every write before this call."""
         os.utime(self._cookie)
 
-    def is_cookie(self, wd: int) -> bool:
+    def is_cookie(self, event: Event) -> bool:
         """Whether an event is the mark."""
-        return wd == self._cookie_watch
+        return event.watch == self._cookie_watch and bool(event.mask & ATTRIBUTE)
+
+    def echo(self) -> None:
+        """Put a mark of another kind into the stream; where the disk is full it may not come out."""
+        with contextlib.suppress(OSError):
+            os.pwrite(self._cookie, b".", 0)
+
+    def is_echo(self, event: Event) -> bool:
+        """Whether an event is the mark of the other kind."""
+        return event.watch == self._cookie_watch and bool(event.mask & MODIFIED)
 
     @property
     def watched(self) -> int:
