@@ -179,6 +179,25 @@ def test_what_stays_empty_is_told(
     assert {m.kind for m in struck.heard} == {"modified"}
 
 
+@pytest.mark.parametrize("name", ["train.py", EXTRA])
+def test_foreign_bytes_have_no_time_to_be_put_back(
+    struck: Struck, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shorter file that holds bytes is told of while its writer goes on, and they are kept."""
+    for module in (armed, core):
+        monkeypatch.setattr(module, "FILL", 600.0)
+    with (struck.root / name).open("wb", buffering=0) as file:
+        file.write(b"R = 0\n")
+        eventually(lambda: [m.path for m in struck.heard] != [])
+        file.truncate(0)
+        file.seek(0)
+        file.write(COMMITTED_HERE[name.encode()])
+    (mutation,) = struck.report().mutations
+    assert mutation.restored
+    assert mutation.evidence is not None
+    assert mutation.evidence.size == len(b"R = 0\n")
+
+
 @pytest.mark.parametrize("how", ["closed", "open"])
 def test_who_begins_again_and_again_gains_no_time(
     struck: Struck, how: Literal["closed", "open"]

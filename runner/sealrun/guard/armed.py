@@ -46,11 +46,12 @@ GIT_CHANGES = 1000
 #: A change time this close to the arming, in seconds, may hide a later change in the same tick of
 #: a coarse file system clock (a jiffy is 10 ms at most; vfat has 2 s, which no work tree survives).
 RACY = 0.05
-#: Seconds that a file may be gone before that is taken for real: git and editors pass through such a
-#: state, and on a busy machine they pass slowly.
+#: Seconds that a file may be gone, or shorter than it should be while nobody has closed it, before
+#: that is taken for real: git and editors pass through such states, and on a busy machine slowly.
 SETTLE = 0.1
-#: The same for a file that is shorter than it should be while nobody has closed it. A shell empties
-#: it first and only then starts the program that fills it; whoever means it to be short closes it.
+#: The same for an empty file. A shell empties it first and only then starts the program that fills
+#: it; whoever means it to be empty closes it. What holds bytes may hold foreign ones: it has no such
+#: time.
 FILL = 1.0
 #: Seconds between two looks at a file that is still being written; where looking takes long, so many
 #: times that.
@@ -195,7 +196,7 @@ class ArmedRun:
         if status is None:
             return SETTLE
         if stat.S_ISREG(status.st_mode) and entry.mode != LINK and status.st_size < entry.size:
-            return FILL
+            return unfilled(status.st_size, entry.size, Writing.OPEN)
         touched = self._touched.get(path)
         if touched is None:
             return 0.0
@@ -269,7 +270,7 @@ class ArmedRun:
         was = self._data.get(path)
         is_now = _identity_at(path)
         if is_now is not None and is_now != was and stat.S_ISREG(is_now[5]):
-            unfinished = emptied(is_now[2], 1, writing)
+            unfinished = unfilled(is_now[2], 1, writing)
             if unfinished:
                 return unfinished
         touched = self._touch(path, events)
@@ -496,12 +497,14 @@ def difference(entry: Guarded, found: Found) -> str | None:
     return None
 
 
-def emptied(size: int, expected: int, writing: Writing) -> float:
+def unfilled(size: int, expected: int, writing: Writing) -> float:
     """Return the seconds for which a file of less than the expected bytes is left to be filled."""
     if size >= expected or writing is Writing.OVERDUE:
         return 0.0
-    # Closed and empty: somebody may have begun the next save since, of which we have yet to be told.
-    return FILL if writing is Writing.OPEN or size == 0 else 0.0
+    if size == 0:
+        # Also a closed one: somebody may have begun the next save, of which we have yet to be told.
+        return FILL
+    return SETTLE if writing is Writing.OPEN else 0.0
 
 
 def _unfinished(entry: Guarded, found: Found, writing: Writing) -> float:
@@ -509,7 +512,7 @@ def _unfinished(entry: Guarded, found: Found, writing: Writing) -> float:
     if found.kind == "missing":
         return 0.0 if writing is Writing.OVERDUE else SETTLE
     if found.kind == "file" and entry.mode != LINK:
-        return emptied(found.size, entry.size, writing)
+        return unfilled(found.size, entry.size, writing)
     return 0.0
 
 

@@ -92,11 +92,13 @@ class _Wait:
         since: monotonic seconds; nothing that was found since is recorded.
         due: when it is looked at whatever was told of it.
         mask: what was told of it.
+        pause: seconds that were asked for last.
     """
 
     since: float
     due: float = 0.0
     mask: int = 0
+    pause: float = 0.0
 
 
 class Guard:
@@ -448,8 +450,10 @@ class Guard:
     def _wait(self, path: bytes, mask: int, pause: float) -> None:
         clock = time.monotonic()
         wait = self._waiting.setdefault(path, _Wait(clock))
-        # Whoever goes on for ever, or begins again and again, has as long as for one file.
-        wait.due = min(clock + pause, wait.since + max(FILL, pause))
+        if pause != wait.pause:
+            # Whoever goes on for ever, or begins again and again, has as long as for one file.
+            wait.due = min(clock + pause, wait.since + max(FILL, pause))
+            wait.pause = pause
         # Whether it was closed is what was told last.
         wait.mask = (wait.mask & ~_UNCLOSED) | (mask & ~_SETTLED)
 

@@ -23,7 +23,7 @@ from bisect import bisect_left
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from sealrun.guard.armed import ArmedRun, Writing, difference, emptied
+from sealrun.guard.armed import ArmedRun, Writing, difference, unfilled
 from sealrun.guard.content import MISSING, Found, Identity, Looker, RootGone, identity
 from sealrun.guard.filesystem import now
 from sealrun.guard.manifest import LINK, Guarded
@@ -598,7 +598,7 @@ class _Unfinished(Exception):
 
 def _check_filled(found: Found, entry: Guarded | None, writing: Writing) -> None:
     if found.kind == "file":
-        pause = emptied(found.size, entry.size if entry is not None else 1, writing)
+        pause = unfilled(found.size, entry.size if entry is not None else 1, writing)
         if pause:
             raise _Unfinished(pause)
 
