@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 __all__ = ["site"]
 
 #: How often each technique writes, and the share of times that its writer must be named.
-TIMES, SHARE = 20, 0.95
+TIMES, SHARE = 60, 0.95
 
 # Each is what another process does, the program that must be named, and the kind of mutation.
 # ``{n}`` makes each time's bytes its own.

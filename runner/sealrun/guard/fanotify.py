@@ -15,10 +15,13 @@ name_to_handle_at(2).
 
 from __future__ import annotations
 
+import array
 import ctypes
 import errno
+import fcntl
 import os
 import struct
+import termios
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -56,6 +59,8 @@ _DFID_NAME, _PIDFD = 2, 4
 #: FAN_NOPIDFD: the process had ended when the event was read.
 ENDED = -1
 _FSID = 8
+#: No event needs more bytes: a handle, a name (NAME_MAX and its end, padded) and a pidfd.
+LARGEST = 1 << 10
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -157,6 +162,13 @@ def _key(directory: int) -> bytes:
             return fsid + handle.raw[: _HANDLE.size + length]
     number = ctypes.get_errno()
     raise OSError(number, os.strerror(number))
+
+
+def waiting(group: int) -> int:
+    """Return the number of bytes of events that nobody has read (ioctl(2), FIONREAD)."""
+    room = array.array("i", [0])
+    fcntl.ioctl(group, termios.FIONREAD, room)
+    return room[0]
 
 
 def parse(buffer: bytes) -> Iterator[Touch]:

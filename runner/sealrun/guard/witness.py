@@ -166,10 +166,11 @@ class Witness:
         self._busy = False
         while True:
             self._hear()
+            before = time.monotonic_ns()
             try:
                 buffer = os.read(self._group, READ)
             except BlockingIOError:
-                self._quiet = time.monotonic_ns()
+                self._quiet = before
                 break
             for touch in fanotify.parse(buffer):
                 try:
@@ -177,6 +178,8 @@ class Witness:
                 finally:
                     if touch.pidfd is not None and touch.pidfd >= 0:
                         os.close(touch.pidfd)
+            if len(buffer) <= READ - fanotify.LARGEST:
+                self._quiet = before  # there was room for another one, so none was left
         self._recent.complete()
 
     def _hear(self) -> None:
@@ -189,6 +192,10 @@ class Witness:
             recent.forget()
             self._lost.append(procevents.LOST)
             return
+        if any(one.what == procevents.EXEC for one in news):
+            before = time.monotonic_ns()
+            if fanotify.waiting(self._group) == 0:
+                self._quiet = before  # what was done before that exec has been seen
         ended = {one.pid for one in news if one.what == procevents.EXIT}
         for one in news:
             if one.what == procevents.EXEC:
