@@ -9,101 +9,21 @@ from __future__ import annotations
 import os
 import threading
 import time
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import pytest
 
-from _guard import COMMITTED, eventually, site
+from _guard import eventually, site
+from _struck import COMMITTED_HERE, EXTRA, struck, unwatched
 from sealrun.guard import armed, core
-from sealrun.guard.content import Looker
-from sealrun.guard.core import Guard
-from sealrun.watch.expected import of
-from sealrun.watch.tree import RUN, WatchedTree
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
-    from _guard import Site
-    from sealrun.guard import Mutation, Report
-    from sealrun.guard.content import Found
-    from sealrun.guard.manifest import Guarded, Manifest
+    from _struck import Struck
 
-__all__ = ["site"]
-
-#: Untracked, imported by the tracked ones, and there from the start.
-EXTRA = "settings.py"
-COMMITTED_HERE = {**COMMITTED, EXTRA.encode(): b"RATE = 1\n"}
-
-
-@dataclass
-class Struck:
-    """A guarded workspace, and what a writer does when the guard reads next.
-
-    Attributes:
-        heard: what the guard told of while it watched.
-        closed: whoever wrote first has closed the file; no two have it open at once.
-    """
-
-    guard: Guard
-    root: Path
-    heard: list[Mutation] = field(default_factory=list["Mutation"])
-    closed: threading.Event = field(default_factory=threading.Event)
-    before_look: dict[bytes, Callable[[], None]] = field(
-        default_factory=dict[bytes, "Callable[[], None]"]
-    )
-
-    def report(self) -> Report:
-        """Drain and compare everything."""
-        return self.guard.drained(lambda: self.guard.report(RUN)).result(30)
-
-    def refill(self, name: str, after: float) -> Callable[[], None]:
-        """Return what empties a file now, and writes its bytes and closes it seconds later."""
-        path = self.root / name
-
-        def strike() -> None:
-            assert self.closed.wait(20)
-            file = path.open("wb")
-
-            def fill() -> None:
-                time.sleep(after)
-                file.write(COMMITTED_HERE[name.encode()])
-                file.close()
-
-            threading.Thread(target=fill).start()
-
-        return strike
-
-
-@pytest.fixture
-def struck(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Struck]:
-    """A watch in this interpreter over tracked and extra files."""
-    (site.root / EXTRA).write_bytes(COMMITTED_HERE[EXTRA.encode()])
-    private = tmp_path / "private"
-    (private / "start").mkdir(parents=True)
-    guard = Guard(site.root, private, idle_after=600)
-    guard.start()
-    thread = threading.Thread(target=guard.run, daemon=True)
-    thread.start()
-    tree = WatchedTree(of(site.root, private / "start"), tmp_path / "found")
-    made = Struck(guard, site.root)
-    tree.subscribers.append(made.heard.append)
-    guard.call(lambda: guard.admit(tree)).result(30)
-    assert guard.drained(lambda: guard.armed(RUN)).result(30).complete
-    real = Looker.look
-
-    def look(self: Looker, path: bytes, manifest: Manifest, expected: Guarded | None) -> Found:
-        strike = made.before_look.pop(path, None)
-        if strike is not None:
-            strike()
-        return real(self, path, manifest, expected)
-
-    monkeypatch.setattr(Looker, "look", look)
-    yield made
-    tree.close()
-    guard.end("test")
-    thread.join(30)
+__all__ = ["site", "struck", "unwatched"]
 
 
 def _touched(path: Path) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, AnyStr
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 def make(directory: Path) -> None:
@@ -35,7 +35,7 @@ def make(directory: Path) -> None:
 
 
 def walk(
-    top: AnyStr | os.PathLike[AnyStr],
+    top: AnyStr | os.PathLike[AnyStr], enter: Callable[[AnyStr], object] | None = None
 ) -> Iterator[tuple[AnyStr, list[AnyStr], list[AnyStr]]]:
     """Yield each directory with the names of the directories and of the other files in it.
 
@@ -44,6 +44,8 @@ def walk(
 
     Args:
         top: where to begin.
+        enter: called with each directory before it is listed; whoever begins to watch it there misses
+            nothing that is made in it afterwards.
 
     Yields:
         Path, names of directories, names of everything else. Directories are entered in the order in
@@ -55,6 +57,8 @@ def walk(
         names: list[AnyStr] = []
         files: list[AnyStr] = []
         paths: dict[AnyStr, AnyStr] = {}
+        if enter is not None:
+            enter(at)
         try:
             with os.scandir(at) as entries:
                 for entry in entries:

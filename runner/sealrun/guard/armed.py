@@ -135,6 +135,11 @@ class ArmedRun:
 
     # -- arming ------------------------------------------------------------------------------
 
+    @property
+    def lists(self) -> bool:
+        """Whether what ``directories`` returns depends on what stands there now."""
+        return bool(self.data_roots)
+
     def directories(self) -> set[bytes]:
         """Return the directories, absolute, that hold guarded files, and those above them."""
         found = {self.workspace}

@@ -359,9 +359,7 @@ class Guard:
 
     def _arrived(self, path: bytes) -> None:
         if any(run.is_data(path) for run in self._runs.values()):
-            for at, _, files in walk(path):
-                self._wanted.add(at)
-                self._observer.cover(at)
+            for at, _, files in walk(path, self._cover_wanted):
                 for name in files:
                     self._pending[os.path.join(at, name)] = ob.CREATED
         elif path in self._wanted:
@@ -372,16 +370,25 @@ class Guard:
             self._cover_new(path)
         self._account()
 
+    def _cover_wanted(self, directory: bytes) -> None:
+        self._wanted.add(directory)
+        self._observer.cover(directory)
+
     def _cover_new(self, path: bytes) -> None:
-        for at, names, _ in walk(path):
+        if os.path.basename(path) in _HEAVY:
+            return
+        for _, names, _ in walk(path, self._remember_of):
             names[:] = [name for name in names if name not in _HEAVY]
             if len(self._new) >= NEW_DIRECTORIES:
-                self._new = {d for d in self._new if self._observer.has(d)}
-            if len(self._new) >= NEW_DIRECTORIES or os.path.basename(at) in _HEAVY:
                 return
-            if self._observer.cover(at):
-                self._new.add(at)
-            self._observer.missing.pop(at, None)
+
+    def _remember_of(self, directory: bytes) -> None:
+        """Watch a directory that no run needs, for what is remembered, while there is room."""
+        if len(self._new) >= NEW_DIRECTORIES:
+            self._new = {d for d in self._new if self._observer.has(d)}
+        if len(self._new) < NEW_DIRECTORIES and self._observer.cover(directory):
+            self._new.add(directory)
+        self._observer.missing.pop(directory, None)
 
     def _look(self) -> None:
         """Look at every path that events told of."""
@@ -480,9 +487,13 @@ class Guard:
         return True
 
     def _watch_git(self) -> None:
-        self._git_directories = set(self._git.directories()) if self._git else set()
-        for directory in self._git_directories:
-            self._observer.cover(directory)
+        self._git_directories = set()
+        # Once more, because one may have been made after its parent was listed and before that had
+        # a watch.
+        while self._git and (found := {*self._git.directories()} - self._git_directories):
+            self._git_directories |= found
+            for directory in found:
+                self._observer.cover(directory)
 
     def _look_at_git(self) -> None:
         self._git_due = None
@@ -769,6 +780,10 @@ class Guard:
     def armed(self, run_id: str) -> Coverage:
         """Take stock of a run's files; its coverage so far."""
         run = self._run(run_id)
+        # One may have been made after its parent was listed and before that had a watch.
+        while run.lists and not run.directories() <= self._wanted:
+            self._plan()
+            self._account()
         self._look_at_git()
         run.git_changes.clear()
         run.git_before = self._git_now

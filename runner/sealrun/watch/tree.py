@@ -114,6 +114,11 @@ class WatchedTree(ArmedRun):
 
     # -- what the guard asks ------------------------------------------------------------------
 
+    @property
+    def lists(self) -> bool:
+        """Whether what ``directories`` returns depends on what stands there now: here always."""
+        return True
+
     def directories(self) -> set[bytes]:
         """Return every directory of the workspace, and those that tracked links lead into."""
         below = inventory.take(self.workspace).directories
