@@ -9,6 +9,7 @@ import json
 import os
 import pwd
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -34,6 +35,7 @@ from sealrun.guard.processes import (
     look,
     merged,
 )
+from sealrun.guard.witness import Haste, Witness
 from sealrun.ledger import Process as Recorded
 from sealrun.ledger import WriterFacts
 from sealrun.reasons import Reason
@@ -457,9 +459,9 @@ def test_after_a_lost_event_somebody_else_may_have_been_the_last() -> None:
     """Lost file events leave room for an unknown writer; lost process events only cost certainty."""
     attribution, key = Attribution(), b"key"
     attribution._keys[b"/w"], attribution._directories[key] = key, {b"/w"}
-    loop = [[7, *[None] * (len(fields(Process)) - 1)]]
-    touched = [[key.hex(), "train.py", fanotify.MODIFY, 1, "live", None]]
-    attribution._take({"who": {"1": loop}, "touched": touched})
+    loop = [7, *[None] * (len(fields(Process)) - 1)]
+    touched = [[key.hex(), "train.py", fanotify.MODIFY, 0, "live", None]]
+    attribution._take({"who": [[1, loop]], "touched": touched})
 
     def named() -> tuple[str, tuple[Writer, ...]]:
         writer, candidates = attribution.name(b"/w/train.py", "modified", 0)
@@ -474,6 +476,44 @@ def test_after_a_lost_event_somebody_else_may_have_been_the_last() -> None:
     assert named() == ("partial", (Writer(why=overflow),))
     attribution._take({"lost": [procevents.LOST]})
     assert named() == ("partial", (Writer(why=overflow),))
+
+
+def test_what_is_certain_of_a_program_says_nothing_of_the_next(tmp_path: Path) -> None:
+    """A process that writes, becomes another program and ends unread is told of as both."""
+    group = fanotify.open_group()
+    key = fanotify.mark(group, bytes(tmp_path))
+    ours, theirs = socket.socketpair()
+    witness = Witness(group, theirs, Haste.__new__(Haste))
+    script = "read; echo a >> f; read; exec sh -c 'echo b >> f'"
+    with subprocess.Popen(["bash", "-c", script], cwd=tmp_path, stdin=subprocess.PIPE) as writer:
+        assert writer.stdin is not None
+        eventually(lambda: Path(f"/proc/{writer.pid}/comm").read_text() == "bash\n")
+        witness._see()
+        writer.stdin.write(b"\n")
+        writer.stdin.flush()
+        eventually(lambda: (tmp_path / "f").exists() and (tmp_path / "f").stat().st_size > 0)
+        time.sleep(0.1)  # it closes the file, too
+        witness._see()
+        writer.stdin.close()
+    witness._see()
+    witness._report(b"1")
+    attribution, path = Attribution(), bytes(tmp_path)
+    attribution._keys[path], attribution._directories[key] = key, {path}
+    for line in ours.recv(1 << 20).splitlines():
+        attribution._take(json.loads(line))
+    bash, unread = attribution._since(path + b"/f", 0)[0], attribution._since(path + b"/f", 0)[-1]
+    assert bash.serial == unread.serial
+    assert bash.writer.how == "live"
+    assert bash.writer.process is not None
+    assert bash.writer.process.exe is not None
+    assert Path(bash.writer.process.exe).name == "bash"
+    named, others = attribution.name(path + b"/f", "modified", 0)
+    assert (named.how, others) == ("partial", ())
+    assert named.process is not None
+    assert (named.process.pid, named.process.exe) == (writer.pid, None)
+    for one in (ours, theirs):
+        one.close()
+    os.close(group)
 
 
 def test_of_several_the_last_is_named_if_the_order_is_certain() -> None:

@@ -307,9 +307,9 @@ class Attribution:
                 if self.deaf:
                     log.info("writers that end at once are not named: %s", self.deaf)
             self._batch += 0 if "on" in message else 1
-            who = {int(number): facts for number, facts in message.get("who", {}).items()}
-            for directory, name, mask, serial, how, why in message.get("touched", ()):
-                self._touch(bytes.fromhex(directory), name, mask, serial, (who[serial], how, why))
+            for directory, name, mask, place, how, why in message.get("touched", ()):
+                serial, *line = message["who"][place]
+                self._touch(bytes.fromhex(directory), name, mask, serial, (line, how, why))
             for text in message.get("lost", ()):
                 self._lose(str(text))
             if "sync" in message:

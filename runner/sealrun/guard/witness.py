@@ -13,11 +13,13 @@ Rules that this module keeps:
 - It says what it knows and no more; what was lost is said to be lost. It ends with its guard.
 - It never waits for the guard to read: in a storm the guard is busy just when somebody must look.
 
-To the guard it writes one JSON object a line: ``who`` (by a number: process and parents, each a list of ``Process``'s fields), ``touched``
-(directory key in hexadecimal, name, mask, that number, how, why; equal ones once, at the place of the
-last), ``on`` (it goes on where the line before stopped: the order between the two is as little known
-as within one), ``lost``, and ``sync``, the answer to a number that the guard sent: every event of a
-write before that has been told.
+To the guard it writes one JSON object a line: ``who`` (a list: each a process's serial, it and its
+parents, each of those a list of ``Process``'s fields), ``touched`` (directory key in hexadecimal,
+name, mask, place in ``who``, how, why; equal ones once, at the place of the last), ``on`` (it goes on
+where the line before stopped: the order between the two is as little known as within one), ``lost``,
+and ``sync``, the answer to a number that the guard sent: every event of a write before that has been
+told. A process that called exec between two events stands in ``who`` once for each program: what was
+known for certain of one says nothing of the other.
 """
 
 from __future__ import annotations
@@ -61,8 +63,10 @@ PAUSE = 4
 RUSH, REST, NICE = 100_000, 1.0, -10
 
 
+#: A process's serial with its program.
+_Who = tuple[int, str | None, tuple[str, ...] | None]
 #: Directory, name, mask, process, how and why; see above.
-_Row = tuple[str, str, int, int, str, str | None]
+_Row = tuple[str, str, int, _Who, str, str | None]
 
 
 class Witness:
@@ -82,7 +86,7 @@ class Witness:
         self._ours = {os.getpid(), os.getppid()}
         self._quiet = time.monotonic_ns()
         self._lost: list[str] = []
-        self._who: dict[int, list[Any]] = {}
+        self._who: dict[_Who, list[Any]] = {}
         self._touched: dict[_Row, None] = {}
         self._unsent = bytearray()
         self._busy = False
@@ -136,7 +140,11 @@ class Witness:
         self._touched, self._who, self._lost = {}, {}, []
         for start in range(0, len(rows), ROWS):
             part = rows[start : start + ROWS]
-            message = {"who": {row[3]: who[row[3]] for row in part}, "touched": part}
+            at = {one: place for place, one in enumerate(dict.fromkeys(row[3] for row in part))}
+            message: dict[str, Any] = {
+                "who": [[one[0], *who[one]] for one in at],
+                "touched": [(*row[:3], at[row[3]], *row[4:]) for row in part],
+            }
             self._tell(message | {"on": True} if start else message)
             self._hear()
         last: dict[str, Any] = {"lost": lost} if lost else {}
@@ -212,10 +220,11 @@ class Witness:
         if touch.pid in self._ours or not touch.directory:
             return
         known, how, why = self._name(touch)
+        who = (known.serial, *_program(known.process))
         line = (known.process, *map(brief, known.parents))
-        self._who[known.serial] = [_plain(one) for one in line]
+        self._who[who] = [_plain(one) for one in line]
         name = touch.name.decode("latin-1")
-        row = touch.directory.hex(), name, touch.mask, known.serial, how, why
+        row = touch.directory.hex(), name, touch.mask, who, how, why
         self._touched.pop(row, None)
         self._touched[row] = None
         if len(self._touched) > BACKLOG:
