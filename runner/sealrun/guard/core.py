@@ -488,8 +488,7 @@ class Guard:
 
     def _watch_git(self) -> None:
         self._git_directories = set()
-        # Once more, because one may have been made after its parent was listed and before that had
-        # a watch.
+        # Until there is nothing new, for the reason that ``_plan`` gives.
         while self._git and (found := {*self._git.directories()} - self._git_directories):
             self._git_directories |= found
             for directory in found:
@@ -780,10 +779,6 @@ class Guard:
     def armed(self, run_id: str) -> Coverage:
         """Take stock of a run's files; its coverage so far."""
         run = self._run(run_id)
-        # One may have been made after its parent was listed and before that had a watch.
-        while run.lists and not run.directories() <= self._wanted:
-            self._plan()
-            self._account()
         self._look_at_git()
         run.git_changes.clear()
         run.git_before = self._git_now
@@ -997,6 +992,13 @@ class Guard:
         self._new -= wanted
         for directory in sorted(wanted):
             self._observer.cover(directory)
+        # Once more, because one may have been made after its parent was listed and before that had
+        # a watch.
+        listing = [run for run in self._watches if run.lists]
+        while late := set[bytes]().union(*(run.directories() for run in listing)) - self._wanted:
+            self._new -= late
+            for directory in sorted(late):
+                self._cover_wanted(directory)
 
     def _run(self, run_id: str) -> ArmedRun:
         if run_id == BETWEEN and self._standing is not None:

@@ -15,13 +15,10 @@ name_to_handle_at(2).
 
 from __future__ import annotations
 
-import array
 import ctypes
 import errno
-import fcntl
 import os
 import struct
-import termios
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -162,13 +159,6 @@ def _key(directory: int) -> bytes:
             return fsid + handle.raw[: _HANDLE.size + length]
     number = ctypes.get_errno()
     raise OSError(number, os.strerror(number))
-
-
-def waiting(group: int) -> int:
-    """Return the number of bytes of events that nobody has read (ioctl(2), FIONREAD)."""
-    room = array.array("i", [0])
-    fcntl.ioctl(group, termios.FIONREAD, room)
-    return room[0]
 
 
 def parse(buffer: bytes) -> Iterator[Touch]:

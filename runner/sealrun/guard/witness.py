@@ -82,6 +82,8 @@ class Witness:
         self._group = group
         self._haste = haste
         self._guard = guard
+        self._files = select.poll()
+        self._files.register(group, select.POLLIN)
         self._recent = Recent()
         self._ours = {os.getpid(), os.getppid()}
         self._quiet = time.monotonic_ns()
@@ -202,7 +204,7 @@ class Witness:
             return
         if any(one.what == procevents.EXEC for one in news):
             before = time.monotonic_ns()
-            if fanotify.waiting(self._group) == 0:
+            if not self._files.poll(0):
                 self._quiet = before  # what was done before that exec has been seen
         ended = {one.pid for one in news if one.what == procevents.EXIT}
         for one in news:
