@@ -43,8 +43,8 @@ class Struck:
     """A workspace to be guarded, and what a writer does when the guard reads or lists next.
 
     Attributes:
-        before_look: by a file's path in the workspace.
-        after_list: by a directory's absolute path.
+        before_look: by a file's path in the workspace; taken out as the writer begins.
+        after_list: by a directory's absolute path; taken out when the writer is done.
         heard: what the guard told of while it watched.
         closed: whoever wrote first has closed the file; no two have it open at once.
     """
@@ -113,12 +113,13 @@ def unwatched(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     def listed(path: bytes | int) -> AbstractContextManager[Iterator[os.DirEntry[Any]]]:
         if isinstance(path, int):
             return real_list(path)
-        strike = made.after_list.pop(os.fsdecode(path), None)
+        strike = made.after_list.get(os.fsdecode(path))
         if strike is None:
             return real_list(path)
         with real_list(path) as entries:
             found = list(entries)
         strike()
+        del made.after_list[os.fsdecode(path)]  # last: tests wait for it
         return nullcontext(iter(found))
 
     monkeypatch.setattr(Looker, "look", look)

@@ -6,22 +6,36 @@ there unless it watches already. What is heard of is told at once; a comparison 
 
 from __future__ import annotations
 
+import os
+import subprocess
 import time
 from typing import TYPE_CHECKING
 
+import pytest
+
 from _guard import eventually, site
 from _struck import SCRATCH, struck, unwatched
+from sealrun.guard.attribution import UNHEARD, Attribution
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from _struck import Struck
+    from sealrun.guard import Writer
 
 __all__ = ["site", "struck", "unwatched"]
 
 
+BACK = "mv pkg/x pkg/deep; echo 'WIDTH = 32' > pkg/deep/model.py; :"
+
+
 def _heard(struck: Struck, path: Path) -> bool:
     return bytes(path) in {mutation.path for mutation in struck.heard}
+
+
+def _program(writer: Writer) -> str | None:
+    exe = writer.process.exe if writer.process is not None else None
+    return exe.rpartition("/")[2] if exe else None
 
 
 def test_a_file_made_while_its_directory_arrives(struck: Struck) -> None:
@@ -68,3 +82,54 @@ def test_a_replacement_made_while_its_directory_arrives(struck: Struck) -> None:
     (replace / "deep" / "er").write_text("x")
     changed = struck.tree.git_changes
     eventually(lambda: "refs/replace/deep/er" in {change.name for change in changed})
+
+
+def test_a_writer_below_a_directory_that_came_back_unheard(struck: Struck) -> None:
+    """Whoever writes there is named, not who moved the directory, of which the guard hears later."""
+    where = struck.root / "pkg"
+
+    def strike() -> None:
+        subprocess.run(["bash", "-c", BACK], cwd=struck.root, check=True)
+
+    struck.before_look[b"pkg/deep/model.py"] = strike
+    (where / "deep").rename(where / "x")
+    eventually(lambda: bool(struck.heard))
+    (found,) = (one for one in struck.report().mutations if one.path == b"pkg/deep/model.py")
+    assert found.kind == "modified"
+    assert _program(found.writer) == "bash"
+
+
+def test_a_directory_that_came_back_unheard_stays_marked(tmp_path: Path) -> None:
+    """What is done with directories that left leaves one alone that stands there again."""
+    root = os.fsencode(tmp_path)
+    (tmp_path / "deep").mkdir()
+    attribution = Attribution()
+    attribution.start()
+    try:
+        attribution.cover(root)
+        attribution.cover(root + b"/deep")
+        since = attribution.settle()
+        (tmp_path / "deep").rename(tmp_path / "x")
+        attribution.leave(root + b"/deep")
+        (tmp_path / "x").rename(tmp_path / "deep")
+        attribution.reap()
+        subprocess.run(["bash", "-c", "echo > deep/model.py; :"], cwd=tmp_path, check=True)
+        attribution.settle()
+        writer, _ = attribution.name(root + b"/deep/model.py", "modified", since)
+    finally:
+        attribution.stop()
+    assert _program(writer) == "bash"
+
+
+@pytest.mark.parametrize(("before", "why"), [("../other", UNHEARD), ("other", None)])
+def test_who_moves_a_directory_here(struck: Struck, before: str, why: str | None) -> None:
+    """They surely made what is in it only if everybody who was in it has been seen."""
+    other = struck.root / before
+    other.mkdir()
+    (other / "model.py").write_text("WIDTH = 32\n")
+    struck.report()
+    script = f"rm -r pkg/deep; mv {before} pkg/deep; :"
+    subprocess.run(["bash", "-c", script], cwd=struck.root, check=True)
+    (found,) = (one for one in struck.report().mutations if one.path == b"pkg/deep/model.py")
+    assert (found.kind, found.writer.why) == ("modified", why)
+    assert _program(found.writer) == "mv"

@@ -498,10 +498,11 @@ def test_what_is_certain_of_a_program_says_nothing_of_the_next(tmp_path: Path) -
     witness._see()
     witness._report(b"1")
     attribution, path = Attribution(), bytes(tmp_path)
-    attribution._keys[path], attribution._directories[key] = key, {path}
+    attribution._group = group
+    attribution.cover(path)
     for line in ours.recv(1 << 20).splitlines():
         attribution._take(json.loads(line))
-    bash, unread = attribution._since(path + b"/f", 0)[0], attribution._since(path + b"/f", 0)[-1]
+    bash, *_, unread = attribution._touched[key, b"f"]
     assert bash.serial == unread.serial
     assert bash.writer.how == "live"
     assert bash.writer.process is not None

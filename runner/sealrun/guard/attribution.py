@@ -9,7 +9,10 @@ Rules that this module keeps:
   killed or stopped is told as ``absent``, because nobody does that without a purpose.
 - The guard never waits long for the witness, and not at all for one that has fallen silent.
 - Events belong to a directory and a name in it, wherever the directory stands by the time that we
-  hear of it: one that moves away and comes back brings along what was done in it.
+  hear of it: one that moves away and comes back brings along what was done in it. Which directory
+  stands at a path is asked of the file system, because of its moves we hear later.
+- Who moved a directory here is certain to have made what is in it only if the directory was seen
+  before it came: else somebody may have written there before it was.
 - Without the privilege everything else works, and each record says what was missing.
 """
 
@@ -26,6 +29,7 @@ from collections import OrderedDict, deque
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from sealrun.guard import fanotify
@@ -44,6 +48,8 @@ log = logging.getLogger("sealrun.guard")
 PATIENCE, START = 0.5, 3.0
 #: Paths whose events are remembered, and events of one.
 PATHS, EVENTS = 20_000, 64
+
+UNHEARD = "its directory came at that time, and nobody was seen in it before"
 
 #: Process and parents, how they are known, and why not better.
 _Facts = tuple[list[Any], str, str]
@@ -75,6 +81,7 @@ class Seen:
         mask: fanotify's.
         serial: the process; no other process has it.
         writer: what is known of it.
+        unheard: why what others did after it may not have been heard.
     """
 
     position: int
@@ -82,6 +89,7 @@ class Seen:
     mask: int
     serial: int
     writer: Writer
+    unheard: str | None = None
 
 
 def judge(
@@ -109,6 +117,8 @@ def judge(
     chosen = (strong or able)[-1]
     others = [one for serial, one in by_process.items() if serial != chosen.serial]
     writer = _best(one.writer for one in able if one.serial == chosen.serial)
+    if chosen.unheard is not None:
+        writer = replace(writer, how="partial", why=chosen.unheard)
     if not others:
         return writer, ()
     candidates = tuple(one.writer for one in reversed(others))
@@ -157,8 +167,11 @@ class Attribution:
         self._group = -1
         self._witness: subprocess.Popen[bytes] | None = None
         self._link: socket.socket | None = None
+        # By key: where it stands as far as was heard, where it stood last, where it was marked first
+        # and at which position.
         self._directories: dict[bytes, set[bytes]] = {}
         self._left: dict[bytes, bytes] = {}
+        self._marked: dict[bytes, tuple[bytes, int]] = {}
         self._keys: dict[bytes, bytes] = {}
         self._unmarked: dict[bytes, str] = {}
         self._touched: OrderedDict[tuple[bytes, bytes], deque[Seen]] = OrderedDict()
@@ -254,12 +267,17 @@ class Attribution:
             return
         self._unmarked.pop(directory, None)
         with self._lock:
-            self._drop(directory)
+            old = self._drop(directory)
+            if old is not None and old not in self._directories:
+                self._left[old] = directory
             self._keys[directory] = key
             self._directories.setdefault(key, set()).add(directory)
             self._left.pop(key, None)
+            if key not in self._marked:
+                self._position += 1
+                self._marked[key] = directory, self._position
 
-    def uncover(self, directory: bytes) -> None:
+    def leave(self, directory: bytes) -> None:
         """Forget where a directory stood; it may arrive elsewhere, so it is seen until ``reap``."""
         self._unmarked.pop(directory, None)
         with self._lock:
@@ -267,13 +285,27 @@ class Attribution:
             if key is not None and key not in self._directories:
                 self._left[key] = directory
 
-    def reap(self) -> None:
-        """Stop seeing directories that left and did not arrive; one that is gone is fine."""
+    def uncover(self, directory: bytes) -> None:
+        """Stop seeing a directory, unless it stands in another place as well."""
+        self.leave(directory)
         with self._lock:
-            left, self._left = self._left, {}
-        for key, directory in left.items():
+            gone = [key for key, last in self._left.items() if last == directory]
+            for key in gone:
+                del self._left[key], self._marked[key]
+        for key in gone:
             with suppress(OSError):
                 fanotify.unmark(self._group, directory, key)
+
+    def reap(self) -> None:
+        """Forget directories that left and did not arrive.
+
+        One that stands where it stood has come back, of which we shall hear.
+        """
+        left = self._left.items()  # only the guard's own thread changes it
+        gone = [key for key, directory in left if fanotify.key_of(directory) != key]
+        with self._lock:
+            for key in gone:
+                del self._left[key], self._marked[key]
 
     def _drop(self, directory: bytes) -> bytes | None:
         key = self._keys.pop(directory, None)
@@ -325,7 +357,7 @@ class Attribution:
         log.warning("writers: %s", text)
 
     def _touch(self, key: bytes, name: str, mask: int, serial: int, facts: _Facts) -> None:
-        if name == "." or (key not in self._directories and key not in self._left):
+        if name == "." or key not in self._marked:
             return
         self._position += 1
         writer = _writer(*facts)
@@ -379,13 +411,20 @@ class Attribution:
         """
         if self.why is not None:
             return Writer(why=self.why), ()
+        below, _, name = path.rpartition(b"/")
+        places = [(below, name)]
+        while below:
+            below, _, name = below.rpartition(b"/")
+            places.append((below, name))
+        standing = {directory: fanotify.key_of(directory) for directory, _ in places if directory}
         with self._lock:
-            own = self._since(path, since)
+            own = self._since(*places[0], standing, since)
             above: list[Seen] = []
-            parent = path.rpartition(b"/")[0]
-            while parent:
-                above += self._since(parent, since)
-                parent = parent.rpartition(b"/")[0]
+            came: str | None = None
+            for (directory, _), upper in pairwise(places):
+                came = came or self._came(directory, standing, since)
+                seen = self._since(*upper, standing, since)
+                above += [replace(one, unheard=came or one.unheard) for one in seen]
             # What a silent witness has not told yet may be newer than the look, whenever it fell silent.
             lost, unheard = self._lost(self._loss, since), self._lost(self._unheard, since)
         writer, candidates = judge(kind, own, above, steady=steady)
@@ -402,13 +441,28 @@ class Attribution:
     def _lost(self, loss: tuple[int, str] | None, since: int) -> str | None:
         return loss[1] if loss is not None and (self._silent or loss[0] > since) else None
 
-    def _since(self, path: bytes, since: int) -> list[Seen]:
-        parent, _, name = path.rpartition(b"/")
-        key = self._keys.get(parent) or next(
-            (key for key, directory in self._left.items() if directory == parent), None
-        )
+    def _since(
+        self, directory: bytes, name: bytes, standing: dict[bytes, bytes | None], since: int
+    ) -> list[Seen]:
+        key, unheard = standing.get(directory), None
+        if key not in self._marked:
+            # Nothing that was done in the one that stands there was heard; another stood there.
+            unheard = UNHEARD if key is not None else None
+            key = self._keys.get(directory) or next(
+                (key for key, last in self._left.items() if last == directory), None
+            )
         events = () if key is None else self._touched.get((key, name), ())
-        return [one for one in events if one.position > since]
+        return [replace(one, unheard=unheard) for one in events if one.position > since]
+
+    def _came(
+        self, directory: bytes, standing: dict[bytes, bytes | None], since: int
+    ) -> str | None:
+        """Say why writers may have been in a directory since then of whom nothing was heard."""
+        key = standing.get(directory)
+        if key is None:
+            return None
+        first, position = self._marked.get(key, (directory, self._position + 1))
+        return UNHEARD if first == directory and position > since else None
 
 
 def _writer(facts: Sequence[Sequence[Any]], how: str, why: str | None) -> Writer:

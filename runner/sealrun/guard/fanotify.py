@@ -119,6 +119,20 @@ def mark(group: int, directory: bytes) -> bytes:
         os.close(fd)
 
 
+def key_of(directory: bytes) -> bytes | None:
+    """Return the key of the directory that stands at a path; None where none does, or it has none."""
+    try:
+        fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return _key(fd)
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+
+
 def unmark(group: int, directory: bytes, key: bytes) -> None:
     """Stop asking, where the directory of that key still stands at its path.
 

@@ -279,6 +279,8 @@ class Observer:
         """Stop watching a directory."""
         self._forget(directory)
         self.missing.pop(directory, None)
+        if self._marks is not None:
+            self._marks.uncover(directory)
 
     def reap(self) -> None:
         """End the watches of directories that left and did not arrive."""
@@ -330,7 +332,7 @@ class Observer:
         if wd is None:
             return
         if self._marks is not None:
-            self._marks.uncover(directory)
+            self._marks.leave(directory)
         known = self._paths.get(wd, set())
         known.discard(directory)
         if not known:
