@@ -47,6 +47,7 @@ class Struck:
         after_list: by a directory's absolute path; taken out when the writer is done.
         heard: what the guard told of while it watched.
         closed: whoever wrote first has closed the file; no two have it open at once.
+        filled: what was emptied has its bytes again.
     """
 
     guard: Guard
@@ -54,6 +55,7 @@ class Struck:
     root: Path
     heard: list[Mutation] = field(default_factory=list["Mutation"])
     closed: threading.Event = field(default_factory=threading.Event)
+    filled: threading.Event = field(default_factory=threading.Event)
     before_look: dict[bytes, Callable[[], None]] = field(
         default_factory=dict[bytes, "Callable[[], None]"]
     )
@@ -77,6 +79,7 @@ class Struck:
                 time.sleep(after)
                 file.write(COMMITTED_HERE[name.encode()])
                 file.close()
+                self.filled.set()
 
             threading.Thread(target=fill).start()
 

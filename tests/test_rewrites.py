@@ -43,8 +43,8 @@ def test_emptied_between_the_news_and_the_look(
     struck.before_look[name.encode()] = struck.refill(name, 0.3)
     first(struck.root / name)
     struck.closed.set()
-    eventually(lambda: not struck.before_look)
-    time.sleep(0.5)
+    assert struck.filled.wait(20)
+    time.sleep(0.1)
     assert struck.heard == []
     report = struck.report()
     assert report.mutations == ()
@@ -58,13 +58,17 @@ def test_replaced_between_the_news_and_the_look(struck: Struck) -> None:
     def strike() -> None:
         assert struck.closed.wait(20)
         path.unlink()
-        threading.Timer(0.05, lambda: _saved(path)).start()
+        threading.Timer(0.02, refill).start()
+
+    def refill() -> None:
+        _saved(path)
+        struck.filled.set()
 
     struck.before_look[b"train.py"] = strike
     _saved(path)
     struck.closed.set()
-    eventually(lambda: not struck.before_look)
-    time.sleep(0.3)
+    assert struck.filled.wait(20)
+    time.sleep(0.1)
     assert struck.heard == []
     assert struck.report().mutations == ()
 
@@ -81,7 +85,8 @@ def test_saved_and_begun_again_before_the_guard_hears(struck: Struck) -> None:
 
     # In the guard's own thread, so that it hears of it afterwards.
     struck.guard.call(both).result(30)
-    time.sleep(0.5)
+    assert struck.filled.wait(20)
+    time.sleep(0.1)
     assert struck.heard == []
     assert struck.report().mutations == ()
 
