@@ -15,7 +15,8 @@ import pytest
 
 from _guard import eventually, site
 from _struck import SCRATCH, struck, unwatched
-from sealrun.guard.attribution import UNHEARD, Attribution
+from sealrun.guard.attribution import Attribution
+from sealrun.guard.directories import UNHEARD
 
 if TYPE_CHECKING:
     from pathlib import Path

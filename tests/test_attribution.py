@@ -458,7 +458,7 @@ def test_only_an_event_that_can_have_led_to_it_names_a_writer() -> None:
 def test_after_a_lost_event_somebody_else_may_have_been_the_last() -> None:
     """Lost file events leave room for an unknown writer; lost process events only cost certainty."""
     attribution, key = Attribution(), b"key"
-    attribution._keys[b"/w"], attribution._directories[key] = key, {b"/w"}
+    attribution._directories.cover(b"/w", key, 0, 0.0)
     loop = [7, *[None] * (len(fields(Process)) - 1)]
     touched = [[key.hex(), "train.py", fanotify.MODIFY, 0, "live", None]]
     attribution._take({"who": [[1, loop]], "touched": touched})

@@ -351,6 +351,35 @@ def test_homes_share_one_place_for_leases(monkeypatch: pytest.MonkeyPatch) -> No
     assert state.leases() == Path("/elsewhere")
 
 
+def test_a_late_ticket_goes_to_the_end_of_the_line(
+    shared: Path, started: list[subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A time that was taken before the holder's does not lead past it, without its lock either."""
+
+    class Waited(Exception):
+        pass
+
+    def waiting(place: Place) -> None:
+        raise Waited(place.position)
+
+    early = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    one = start(started, shared, "01ONE", "GPU-a")
+    until(one, "held")
+    (lock,) = shared.glob("*.lock")
+    lock.unlink()
+    real, times = time.clock_gettime_ns, [early]
+    monkeypatch.setattr(
+        "time.clock_gettime_ns", lambda clock: times.pop() if times else real(clock)
+    )
+    with (
+        pytest.raises(Waited, match="1"),
+        held(["GPU-a"], shared, Holder(os.getpid(), "02TWO"), waiting),
+    ):
+        pytest.fail("two have it")
+    assert not times
+    assert len(list(shared.glob("*.ticket"))) == 1
+
+
 @pytest.mark.soak(sample=True)
 def test_under_a_crowd_no_two_hold_one_device(
     shared: Path, started: list[subprocess.Popen[str]]
@@ -367,10 +396,11 @@ for turn in range(12):
         alone = [open(directory / f"proof-{key}", "w") for key in keys]
         for file in alone:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if random.random() < 0.03:
-            os.kill(os.getpid(), 9)
+        # First, because the kernel lets go of a killed process's files one after the other.
         for file in alone:
             file.close()
+        if random.random() < 0.03:
+            os.kill(os.getpid(), 9)
     for path in directory.glob("*.lock"):
         if random.random() < 0.3:
             path.unlink(missing_ok=True)

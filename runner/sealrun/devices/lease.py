@@ -6,7 +6,9 @@ Rules that this module keeps:
   lets go of it when the controller ends, however it ends.
 - Who waits stands in line with a ticket: a file with the time in its name, locked by its owner. A
   ticket that nobody locks is a dead process's and counts for nothing. Tickets make the order; the
-  lock alone makes the exclusion.
+  lock makes the exclusion.
+- Nobody steps into the line before another: whose ticket has an earlier time than one that is there
+  already takes a new one. So the line keeps runs apart where somebody removes a held lock's file.
 - Several devices are taken in the order of their names: no two runs wait for each other.
 - The directory belongs to everybody. Nothing in it is followed, waited for, or believed without a
   check of what it is; what a ticket says is shown, and decides nothing.
@@ -112,7 +114,7 @@ def _one(
 ) -> Generator[None]:
     name = _name(key)
     with contextlib.ExitStack() as stack:
-        ticket = _ticket(handle, directory, name, owner)
+        ticket = _last_in_line(handle, directory, name, owner)
         stack.callback(ticket.leave)
         while True:
             ahead = _ahead(handle, name, ticket.name)
@@ -197,6 +199,16 @@ class _Ticket:
         os.close(self.file)
 
 
+def _last_in_line(handle: int, directory: Path, name: str, owner: Holder) -> _Ticket:
+    while True:
+        ticket = _ticket(handle, directory, name, owner)
+        # Its time was taken before it could be seen. One from the future is nobody's true ticket.
+        now = f"{name}.{time.clock_gettime_ns(time.CLOCK_BOOTTIME):020}."
+        if not _living(handle, name, after=ticket.name, before=now):
+            return ticket
+        ticket.leave()
+
+
 def _ticket(handle: int, directory: Path, name: str, owner: Holder) -> _Ticket:
     """Stand in line: a file that is locked before it has its name."""
     # Nanoseconds since boot, waits for nobody and is the same in every container of this host.
@@ -242,6 +254,10 @@ def _made(handle: int, directory: Path, name: str, content: bytes, *, lock: bool
 
 def _ahead(handle: int, name: str, mine: str | None) -> list[str]:
     """Return the living tickets before one's own, the first first; all where one has none."""
+    return _living(handle, name, before=mine)
+
+
+def _living(handle: int, name: str, *, after: str = "", before: str | None = None) -> list[str]:
     names: list[str] = []
     with os.scandir(handle) as entries:
         for number, entry in enumerate(entries):
@@ -249,8 +265,8 @@ def _ahead(handle: int, name: str, mine: str | None) -> list[str]:
                 break
             if entry.name.startswith(name) and _TICKET.fullmatch(entry.name[len(name) :]):
                 names.append(entry.name)
-    before = sorted(one for one in names if mine is None or one < mine)
-    return [one for one in before if _lives(handle, one)]
+    between = sorted(one for one in names if one > after and (before is None or one < before))
+    return [one for one in between if _lives(handle, one)]
 
 
 def _lives(handle: int, name: str) -> bool:

@@ -21,6 +21,7 @@ import time
 from bisect import bisect_left
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
+from functools import partial
 from typing import TYPE_CHECKING
 
 from sealrun.guard.content import MISSING, Found, Identity, Looker, RootGone, identity
@@ -456,9 +457,11 @@ class ArmedRun:
                 path = key[0]
                 whole = self._whole(path)
                 touched = self._touched[path]
-                steady = touched.seen == _identity_at(whole)
                 writer, candidates = attribution.name(
-                    whole, mutation.kind, touched.explained, steady=steady
+                    whole,
+                    mutation.kind,
+                    touched.explained,
+                    steady=partial(_still, whole, touched.seen),
                 )
                 mutation = replace(mutation, writer=writer, candidates=candidates)
                 self._records[key] = mutation
@@ -550,6 +553,10 @@ def _data_difference(
 def _draft(path: bytes, area: str, kind: str, before: str | None, after: str | None) -> Mutation:
     moment = now()
     return Mutation(0, path, area, kind, before, after, 0, (), moment, moment)
+
+
+def _still(path: bytes, seen: Identity | None) -> bool:
+    return seen == _identity_at(path)
 
 
 def _identity_at(path: bytes) -> Identity | None:

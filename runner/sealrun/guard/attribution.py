@@ -11,8 +11,8 @@ Rules that this module keeps:
 - Events belong to a directory and a name in it, wherever the directory stands by the time that we
   hear of it: one that moves away and comes back brings along what was done in it. Which directory
   stands at a path is asked of the file system, because of its moves we hear later.
-- Who moved a directory here is certain to have made what is in it only if the directory was seen
-  before it came: else somebody may have written there before it was.
+- Who moved a directory here, or removed one, is certain to have made what is in it, or is not any
+  more, only where everybody who was in it was seen (``sealrun.guard.directories``).
 - Without the privilege everything else works, and each record says what was missing.
 """
 
@@ -25,31 +25,34 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections import OrderedDict, deque
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from sealrun.guard import fanotify
 from sealrun.guard.address import stands_still
+from sealrun.guard.directories import UNHEARD, Directories
 from sealrun.guard.mutations import Writer
 from sealrun.guard.processes import Process
 from sealrun.guard.procevents import LOST
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
+
+    from sealrun.guard.directories import Level
 
 log = logging.getLogger("sealrun.guard")
 
 #: Seconds that a look waits at most for the events before it, and once for a witness that has just
 #: been started: what happens meanwhile waits in the kernel's queue.
 PATIENCE, START = 0.5, 3.0
+#: Seconds for which a directory that left is remembered.
+LINGER = 1.0
 #: Paths whose events are remembered, and events of one.
 PATHS, EVENTS = 20_000, 64
-
-UNHEARD = "its directory came at that time, and nobody was seen in it before"
 
 #: Process and parents, how they are known, and why not better.
 _Facts = tuple[list[Any], str, str]
@@ -107,33 +110,60 @@ def judge(
         The writer and who else might have been it. None where nobody can be named.
     """
     on_path, on_directory = _ABLE.get(kind, (0, 0))
-    able = [one for one in own if one.mask & on_path]
-    able += [one for one in above if one.mask & on_directory]
-    able.sort(key=lambda one: one.position)
-    strong = [one for one in able if one.mask & ~fanotify.CLOSE_WRITE & on_path or one in above]
-    by_process = {one.serial: one for one in able}
-    if not by_process:
+    seen = [(one, False) for one in own] + [(one, True) for one in above]
+    seen.sort(key=lambda pair: pair[0].position)
+    if kind == "deleted":
+        seen = _removed(seen)
+    able = [
+        (one, of_directory)
+        for one, of_directory in seen
+        if one.mask & (on_directory if of_directory else on_path)
+    ]
+    strong = [pair for pair in able if pair[1] or pair[0].mask & ~fanotify.CLOSE_WRITE & on_path]
+    if not able:
         return None, ()
-    chosen = (strong or able)[-1]
+    # What is gone cannot be removed again; else the last to write is who made it what it is.
+    chosen, of_directory = able[0] if kind == "deleted" else (strong or able)[-1]
+    by_process = {one.serial: one for one, _ in able}
     others = [one for serial, one in by_process.items() if serial != chosen.serial]
-    writer = _best(one.writer for one in able if one.serial == chosen.serial)
-    if chosen.unheard is not None:
-        writer = replace(writer, how="partial", why=chosen.unheard)
-    if not others:
-        return writer, ()
     candidates = tuple(one.writer for one in reversed(others))
-    if not steady:
-        if len({one.serial for one in strong}) == 1:
-            # The others had it open for writing; they can have written by a mapping, unseen.
-            why = "another process had it open for writing at that time"
-            return replace(writer, how="partial", why=why), candidates
+    writer = _best(one.writer for one, _ in able if one.serial == chosen.serial)
+    why = chosen.unheard
+    if steady:
+        close = any(one.batch == chosen.batch for one in others)
+        if close or (kind != "deleted" and any(one.position > chosen.position for one in others)):
+            why = "another process wrote at about that time"
+    elif others and len({one.serial for one, _ in strong}) > 1:
         several = Writer(why="several processes wrote at that time")
         return several, (writer, *candidates)
-    ordered = all(one.position < chosen.position and one.batch != chosen.batch for one in others)
-    if ordered:
-        return writer, candidates
-    why = "another process wrote at about that time"
-    return replace(writer, how="partial", why=why), candidates
+    elif others:
+        # They can have written by a mapping, unseen.
+        why = "another process had it open for writing at that time"
+    elif of_directory:
+        why = "it changed again at that time"
+    return (writer if why is None else replace(writer, how="partial", why=why)), candidates
+
+
+def _removed(seen: list[tuple[Seen, bool]]) -> list[tuple[Seen, bool]]:
+    """Leave out what cannot have removed a file: it was there again later, or had to be gone before.
+
+    Args:
+        seen: events, and whether each is of a directory above the file; in their order.
+    """
+    back = {False: -1, True: -1}
+    for one, of_directory in seen:
+        if one.mask & _ARRIVED and not one.mask & _GONE:
+            back[of_directory] = one.position
+    back[True] = max(back.values())
+    gone = [
+        (one, of_directory)
+        for one, of_directory in seen
+        if one.mask & _GONE and one.position > back[of_directory]
+    ]
+    # Who removes a directory has removed what was in it, or found it empty.
+    sure = [pair for pair in gone if not pair[1] or pair[0].mask & fanotify.MOVED_FROM]
+    why = "it removed the directory, and who removed what was in it was not seen"
+    return sure or [(replace(one, unheard=one.unheard or why), above) for one, above in gone]
 
 
 def _best(known: Iterable[Writer]) -> Writer:
@@ -167,12 +197,7 @@ class Attribution:
         self._group = -1
         self._witness: subprocess.Popen[bytes] | None = None
         self._link: socket.socket | None = None
-        # By key: where it stands as far as was heard, where it stood last, where it was marked first
-        # and at which position.
-        self._directories: dict[bytes, set[bytes]] = {}
-        self._left: dict[bytes, bytes] = {}
-        self._marked: dict[bytes, tuple[bytes, int]] = {}
-        self._keys: dict[bytes, bytes] = {}
+        self._directories = Directories()
         self._unmarked: dict[bytes, str] = {}
         self._touched: OrderedDict[tuple[bytes, bytes], deque[Seen]] = OrderedDict()
         self._lock = threading.Condition()
@@ -267,54 +292,33 @@ class Attribution:
             return
         self._unmarked.pop(directory, None)
         with self._lock:
-            old = self._drop(directory)
-            if old is not None and old not in self._directories:
-                self._left[old] = directory
-            self._keys[directory] = key
-            self._directories.setdefault(key, set()).add(directory)
-            self._left.pop(key, None)
-            if key not in self._marked:
-                self._position += 1
-                self._marked[key] = directory, self._position
+            self._position += 1
+            self._directories.cover(directory, key, self._position, time.monotonic())
 
     def leave(self, directory: bytes) -> None:
-        """Forget where a directory stood; it may arrive elsewhere, so it is seen until ``reap``."""
+        """Hear that a directory left its place; it may arrive elsewhere, so it is seen for ``LINGER``."""
         self._unmarked.pop(directory, None)
         with self._lock:
-            key = self._drop(directory)
-            if key is not None and key not in self._directories:
-                self._left[key] = directory
+            self._directories.leave(directory, time.monotonic())
 
     def uncover(self, directory: bytes) -> None:
         """Stop seeing a directory, unless it stands in another place as well."""
-        self.leave(directory)
+        self._unmarked.pop(directory, None)
         with self._lock:
-            gone = [key for key, last in self._left.items() if last == directory]
-            for key in gone:
-                del self._left[key], self._marked[key]
-        for key in gone:
-            with suppress(OSError):
-                fanotify.unmark(self._group, directory, key)
+            key = self._directories.leave(directory, time.monotonic())
+        if key is not None:
+            self._forget(key, directory)
 
     def reap(self) -> None:
-        """Forget directories that left and did not arrive.
+        """Stop seeing directories that left long ago and did not arrive."""
+        for key, directory in self._directories.left(time.monotonic() - LINGER):
+            self._forget(key, directory)
 
-        One that stands where it stood has come back, of which we shall hear.
-        """
-        left = self._left.items()  # only the guard's own thread changes it
-        gone = [key for key, directory in left if fanotify.key_of(directory) != key]
+    def _forget(self, key: bytes, directory: bytes) -> None:
         with self._lock:
-            for key in gone:
-                del self._left[key], self._marked[key]
-
-    def _drop(self, directory: bytes) -> bytes | None:
-        key = self._keys.pop(directory, None)
-        if key is not None:
-            known = self._directories[key]
-            known.discard(directory)
-            if not known:
-                del self._directories[key]
-        return key
+            self._directories.forget(key)
+        with suppress(OSError):
+            fanotify.unmark(self._group, directory, key)
 
     # -- events ------------------------------------------------------------------------------
 
@@ -357,7 +361,7 @@ class Attribution:
         log.warning("writers: %s", text)
 
     def _touch(self, key: bytes, name: str, mask: int, serial: int, facts: _Facts) -> None:
-        if name == "." or key not in self._marked:
+        if name == "." or key not in self._directories:
             return
         self._position += 1
         writer = _writer(*facts)
@@ -399,7 +403,7 @@ class Attribution:
             return self._position
 
     def name(
-        self, path: bytes, kind: str, since: int, *, steady: bool = True
+        self, path: bytes, kind: str, since: int, *, steady: Callable[[], bool] = lambda: True
     ) -> tuple[Writer, tuple[Writer, ...]]:
         """Say who made a mutation.
 
@@ -407,29 +411,29 @@ class Attribution:
             path: absolute.
             kind: of the mutation.
             since: position up to which events are explained by earlier looks.
-            steady: nothing changed the path since it was looked at.
+            steady: tells whether nothing changed the path since it was looked at.
         """
         if self.why is not None:
             return Writer(why=self.why), ()
-        below, _, name = path.rpartition(b"/")
-        places = [(below, name)]
-        while below:
-            below, _, name = below.rpartition(b"/")
-            places.append((below, name))
-        standing = {directory: fanotify.key_of(directory) for directory, _ in places if directory}
+        directory = path.rpartition(b"/")[0]
+        standing = fanotify.keys_along(directory)
+        # Asked now, so that what stands there is what was looked at.
+        still = steady()
         with self._lock:
-            own = self._since(*places[0], standing, since)
-            above: list[Seen] = []
-            came: str | None = None
-            for (directory, _), upper in pairwise(places):
-                came = came or self._came(directory, standing, since)
-                seen = self._since(*upper, standing, since)
-                above += [replace(one, unheard=came or one.unheard) for one in seen]
+            levels = self._directories.levels(
+                path,
+                standing,
+                since,
+                # Of what does not exist, nothing tells where it did not.
+                surely=still and kind != "deleted",
+                why=self._unmarked,
+            )
+            own, above = self._seen(levels, since, gone=kind == "deleted")
             # What a silent witness has not told yet may be newer than the look, whenever it fell silent.
             lost, unheard = self._lost(self._loss, since), self._lost(self._unheard, since)
-        writer, candidates = judge(kind, own, above, steady=steady)
+        writer, candidates = judge(kind, own, above, steady=still)
         if writer is None:
-            unmarked = self._unmarked.get(path.rpartition(b"/")[0])
+            unmarked = self._unmarked.get(directory)
             return Writer(why=lost or unmarked or "no event said who it was"), ()
         if lost is not None and writer.process is not None:
             writer = replace(writer, how="partial", why=lost)
@@ -441,28 +445,33 @@ class Attribution:
     def _lost(self, loss: tuple[int, str] | None, since: int) -> str | None:
         return loss[1] if loss is not None and (self._silent or loss[0] > since) else None
 
-    def _since(
-        self, directory: bytes, name: bytes, standing: dict[bytes, bytes | None], since: int
-    ) -> list[Seen]:
-        key, unheard = standing.get(directory), None
-        if key not in self._marked:
-            # Nothing that was done in the one that stands there was heard; another stood there.
-            unheard = UNHEARD if key is not None else None
-            key = self._keys.get(directory) or next(
-                (key for key, last in self._left.items() if last == directory), None
-            )
-        events = () if key is None else self._touched.get((key, name), ())
-        return [replace(one, unheard=unheard) for one in events if one.position > since]
+    def _seen(
+        self, levels: Sequence[Level], since: int, *, gone: bool
+    ) -> tuple[list[Seen], list[Seen]]:
+        """Return what was seen on a path and on the directories above it.
 
-    def _came(
-        self, directory: bytes, standing: dict[bytes, bytes | None], since: int
-    ) -> str | None:
-        """Say why writers may have been in a directory since then of whom nothing was heard."""
-        key = standing.get(directory)
-        if key is None:
-            return None
-        first, position = self._marked.get(key, (directory, self._position + 1))
-        return UNHEARD if first == directory and position > since else None
+        Args:
+            levels: its own directory first.
+            since: position.
+            gone: nothing stands there, so that nobody can have filled it unseen.
+        """
+        own: list[Seen] = []
+        above: list[Seen] = []
+        came: str | None = None
+        for depth, level in enumerate(levels):
+            for key in level.keys:
+                marked = self._directories.since(key)
+                for one in self._touched.get((key, level.name), ()):
+                    spoiled = one.mask & _ARRIVED if depth else one.mask == fanotify.CLOSE_WRITE
+                    unheard = UNHEARD if one.position < marked else None
+                    if not gone:
+                        unheard = unheard or level.unheard
+                        if spoiled:
+                            unheard = unheard or (came if depth else level.came)
+                    if one.position > since:
+                        (above if depth else own).append(replace(one, unheard=unheard))
+            came = came or level.came
+        return own, above
 
 
 def _writer(facts: Sequence[Sequence[Any]], how: str, why: str | None) -> Writer:

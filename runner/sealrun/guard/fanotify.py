@@ -119,18 +119,30 @@ def mark(group: int, directory: bytes) -> bytes:
         os.close(fd)
 
 
-def key_of(directory: bytes) -> bytes | None:
-    """Return the key of the directory that stands at a path; None where none does, or it has none."""
+def keys_along(directory: bytes) -> dict[bytes, bytes]:
+    """Return the key of a directory and of each above it, by path.
+
+    One that is a link, or below one, is left out, as what does not exist is. One whose file system
+    has no handles has an empty key.
+    """
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    found: dict[bytes, bytes] = {}
+    at, fd = b"", os.open(b"/", flags)
     try:
-        fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        return _key(fd)
-    except OSError:
-        return None
+        for name in directory.split(b"/")[1:]:
+            try:
+                below = os.open(name, flags, dir_fd=fd)
+            except OSError:
+                break
+            os.close(fd)
+            at, fd = at + b"/" + name, below
+            try:
+                found[at] = _key(fd)
+            except OSError:
+                found[at] = b""
     finally:
         os.close(fd)
+    return found
 
 
 def unmark(group: int, directory: bytes, key: bytes) -> None:

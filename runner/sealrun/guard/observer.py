@@ -318,6 +318,8 @@ class Observer:
                 for path in paths.pop(wd, ()):
                     if self._watches.get(path) == wd:
                         del self._watches[path]
+                        if self._marks is not None:
+                            self._marks.leave(path)
                 self._orphans.discard(wd)
                 self._places.pop(wd, None)
                 continue
