@@ -13,6 +13,7 @@ if os.fork(): os._exit(0)
 time.sleep(0.1)
 open('train.py', 'a').write('#')
 open(os.environ['OUT'] + '/struck', 'w').close()
+time.sleep(0.5)
 """
 _MEMORY = """
 import os
@@ -27,7 +28,7 @@ _CONTAINER = """
 import os, docker
 api = docker.APIClient(version='auto', timeout=120)
 made = api.create_container(
-    os.environ['IMAGE'], ['/bin/sh', '-c', "echo 'from inside' >> /w/train.py; sleep 0.1"],
+    os.environ['IMAGE'], ['/bin/sh', '-c', "sleep 0.1; echo 'from inside' >> /w/train.py; sleep 0.1; :"],
     host_config=api.create_host_config(binds=[os.environ['WORK'] + ':/w'], network_mode='none'))
 try:
     api.start(made['Id'])
