@@ -33,11 +33,14 @@ print("started", flush=True)
 time.sleep(float(sys.argv[1]) if len(sys.argv) > 1 else 0)
 print(f"val_bpb: {SCALAR_LR * WIDTH}")
 """
+# It is there for a while before and after, so that its name is no race.
 REWRITER = """\
-import pathlib, sys
+import pathlib, sys, time
+time.sleep(0.1)
 for name in sys.argv[1:]:
     file = pathlib.Path(name)
     file.write_text(file.read_text().replace("SCALAR_LR = 0.5", "SCALAR_LR = 0.3"))
+time.sleep(0.1)
 """
 
 
