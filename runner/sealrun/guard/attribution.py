@@ -46,9 +46,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("sealrun.guard")
 
-#: Seconds that a look waits at most for the events before it, and once for a witness that has just
-#: been started: what happens meanwhile waits in the kernel's queue.
-PATIENCE, START = 0.5, 3.0
+#: How often a look waits at most for the events before it, and once for a witness that has just been
+#: started: what happens meanwhile waits in the kernel's queue. Waits are counted, not seconds: on a
+#: machine that stood still for long the witness has not been silent.
+PATIENCE, START = 5, 30
+#: Seconds of each wait.
+WAIT = 0.1
 #: Seconds for which a directory that left is remembered.
 LINGER = 1.0
 #: Paths whose events are remembered, and events of one.
@@ -393,10 +396,11 @@ class Attribution:
         with suppress(OSError):
             link.sendall(b"%d\n" % wanted)
         with self._lock:
-            self._lock.wait_for(
-                lambda: self._answered >= wanted or self._link is not link,
-                PATIENCE if self._ready else START,
-            )
+            for _ in range(PATIENCE if self._ready else START):
+                if self._lock.wait_for(
+                    lambda: self._answered >= wanted or self._link is not link, WAIT
+                ):
+                    break
             if self._answered < wanted and self._link is link:
                 self._silent = True
                 self._lose("the process that names writers does not answer")
