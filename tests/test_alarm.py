@@ -1049,7 +1049,7 @@ def test_no_secret_is_in_any_file_list_of_processes_or_output(bench: Bench) -> N
     )
     problem = bench.alarm.tell(notice())
     until(lambda: sum(bool(s.why) for s in bench.spool.states().values()) == 6, 120)
-    lines = [" ".join(process.cmdline()) for process in bench.senders()]
+    lines = [" ".join(process.info["cmdline"]) for process in bench.senders()]
     cli = Cli(bench.root, bench.root)
     outputs = [cli("alarm", "show"), cli("alarm", "show", "--json"), cli("doctor", status=None)]
     outputs.append(cli("alarm", "test", status=125))
@@ -1211,15 +1211,16 @@ def test_a_sender_killed_again_and_again_loses_nothing(bench: Bench, deaths: int
                     process.kill()
             sender.wait(60)
         bench.send()
-    seen: Counter[str] = Counter()
+    unmarked: Counter[str] = Counter()
     for request in got:
         body = request.partition(b"\r\n\r\n")[2]
         if not body:
             continue  # killed before it had said anything
         for one in json.loads(body)["notices"]:
-            seen[one["id"]] += 1
-            assert seen[one["id"]] == 1 or one["possible_duplicate"]
-    assert set(seen) == {one.id for one in storm}
+            # Whichever try was taken first: one that was killed may be read after its successor.
+            unmarked[one["id"]] += not one["possible_duplicate"]
+    assert set(unmarked) == {one.id for one in storm}
+    assert max(unmarked.values()) <= 1
 
 
 def test_each_example_of_the_manual_is_a_sound_configuration(bench: Bench) -> None:

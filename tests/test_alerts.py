@@ -8,6 +8,7 @@ import json
 import os
 import pty
 import re
+import select
 import signal
 import sqlite3
 import subprocess
@@ -423,7 +424,14 @@ def test_follow_waits_for_a_ledger_and_ends_quietly(place: Place) -> None:
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(1.5)
         with place.ledger() as ledger:
-            ledger.append(alert(None, path="first.py"))
+            # A slow one may begin only after the first: alerts come until it has told of one.
+            told = False
+            for _ in range(600):
+                ledger.append(alert(None, path="first.py"))
+                told = bool(select.select([process.stdout], [], [], 0.2)[0])
+                if told:
+                    break
+            assert told
             line = process.stdout.readline()
         assert b"first.py: modified, unavailable" in line
         process.send_signal(signal.SIGINT)

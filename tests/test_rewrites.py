@@ -7,6 +7,7 @@ the guard reads, after everything that was told until then has been dealt with.
 from __future__ import annotations
 
 import os
+import subprocess
 import threading
 import time
 from typing import TYPE_CHECKING, Literal
@@ -89,6 +90,35 @@ def test_saved_and_begun_again_before_the_guard_hears(struck: Struck) -> None:
     time.sleep(0.1)
     assert struck.heard == []
     assert struck.report().mutations == ()
+
+
+def test_a_rewrite_that_halts_is_no_mutation(
+    struck: Struck, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that is emptied, and filled again by a program that is slow to start, is the same file.
+
+    It takes longer than a file may be gone. Held open and empty for longer than anybody would, it is
+    a mutation like any other.
+    """
+    script = "{ read; git show HEAD:train.py; } > train.py"
+    with monkeypatch.context() as patch:
+        for module in (armed, core):
+            patch.setattr(module, "FILL", 600.0)
+        with subprocess.Popen(
+            ["bash", "-ec", script], cwd=struck.root, stdin=subprocess.PIPE
+        ) as writer:
+            assert writer.stdin is not None
+            eventually(lambda: (struck.root / "train.py").stat().st_size == 0)
+            # Removed later and told of: the empty one had as long, and more.
+            (struck.root / "prepare.py").unlink()
+            eventually(lambda: struck.heard != [])
+            writer.communicate(b"\n")
+        report = struck.report()
+    assert [m.path for m in report.mutations] == [b"prepare.py"]
+    assert {(r.path, r.content) for r in report.rewrites} == {(b"train.py", True)}
+    assert [m.path for m in struck.heard] == [b"prepare.py"]
+    with (struck.root / "train.py").open("wb"):
+        eventually(lambda: [m.path for m in struck.heard] == [b"prepare.py", b"train.py"])
 
 
 @pytest.mark.parametrize("name", ["train.py", EXTRA])

@@ -7,22 +7,22 @@ from mutations.technique import Technique, python
 _NEW = "new = open('train.py', 'rb').read().replace(b'0.5', b'0.3')\n"
 _VI = "vim.tiny -u NONE -i NONE -N -n -es -c 'set {how}' -c '%s/0.5/0.3/' -c 'wq' train.py"
 
-#: Types into an editor that wants a terminal, and waits until it has ended.
+#: Types into nano, which wants a terminal, whenever the screen shows what it waits for, until nano has
+#: ended. Until nano has drawn its help the terminal keeps ^S for itself, and stands still.
 _TYPED = """
-import os, pty, select, sys, time
+import os, pty, sys
 pid, terminal = pty.fork()
 if pid == 0:
     os.execvp(sys.argv[1], sys.argv[1:])
-keys = [b'# typed', b'\\x13', b'\\x18']
+steps = [(b'^X', b'# typed'), (b'Modified', b'\\x13'), (b'Wrote', b'\\x18')]
+screen = b''
 while True:
-    ready = select.select([terminal], [], [], 0.3)[0]
     try:
-        if ready and not os.read(terminal, 65536):
-            break
+        screen += os.read(terminal, 65536)
     except OSError:
         break
-    if not ready and keys:
-        os.write(terminal, keys.pop(0))
+    if steps and steps[0][0] in screen:
+        os.write(terminal, steps.pop(0)[1])
 os.waitpid(pid, 0)
 """
 

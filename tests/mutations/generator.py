@@ -13,7 +13,7 @@ import random
 import shlex
 from dataclasses import dataclass
 
-from mutations.technique import By, Phase, Technique, python
+from mutations.technique import RECORDED, By, Phase, Technique, python
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,11 @@ HIDINGS = (
     Hiding("other namespaces", "unshare --mount --pid --net --fork bash -ec {quoted}"),
     Hiding("new session", "setsid -w bash -ec {quoted}"),
     Hiding("storm", "{act}\nfor n in $(seq 200); do echo $n >> run.log; done"),
-    Hiding("undone after a while", "{act}\nsleep 0.4\ngit checkout -q -- {path}", content=False),
+    Hiding(
+        "undone after a while",
+        "{act}\n" + RECORDED + "git checkout -q -- {path}",
+        content=False,
+    ),
 )
 
 

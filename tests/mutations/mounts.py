@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mutations.technique import NO_EVENT, By, Technique, Unnamed, python
+from mutations.technique import NO_EVENT, RECORDED, By, Technique, Unnamed, python
 
 _COPY = 'cp -r pkg/deep "$OUT/deep"\necho \'WIDTH = 32\' > "$OUT/deep/model.py"\n'
 _MODEL = b"pkg/deep/model.py"
@@ -36,15 +36,15 @@ TECHNIQUES = (
     ),
     Technique(
         "a bind mount over a file that comes and goes",
-        'sed s/0.5/0.3/ train.py > "$OUT/new"\nmount --bind "$OUT/new" train.py\nsleep 0.5\n'
-        "umount train.py",
+        'sed s/0.5/0.3/ train.py > "$OUT/new"\nmount --bind "$OUT/new" train.py\n'
+        + RECORDED + "umount train.py",
         NO_EVENT, found=(By.MOUNT,), final=False,
     ),
     Technique(
         "an overlay over a directory that comes and goes",
         'mkdir "$OUT/u" "$OUT/w"\necho \'WIDTH = 32\' > "$OUT/u/model.py"\n'
         'mount -t overlay -o "lowerdir=$WORK/pkg/deep,upperdir=$OUT/u,workdir=$OUT/w" o pkg/deep\n'
-        "sleep 0.5\numount pkg/deep",
+        + RECORDED + "umount pkg/deep",
         NO_EVENT, path=_MODEL, found=(By.MOUNT,), final=False,
     ),
     Technique(

@@ -30,6 +30,7 @@ from sealrun import workspace
 from sealrun.errors import ObjectCorrupt
 from sealrun.git import Repository
 from sealrun.guard import GuardClient, Report, ensure, write_manifest
+from sealrun.guard.mutations import JOURNAL
 from sealrun.state import Places
 
 if TYPE_CHECKING:
@@ -146,6 +147,8 @@ class Scene:
         self._directory = directory
         self._guarded_by = guarded_by
         self._spools = 0
+        #: Where what is found goes on record, as a pattern of file names.
+        self.journal = directory / "evidence" / JOURNAL
 
     def __enter__(self) -> Self:
         self.root.mkdir()
@@ -185,6 +188,7 @@ class Scene:
         ours = {
             "BIN": str(Path(sys.executable).parent),
             "IMAGE": self._image,
+            "JOURNAL": str(self.journal),
             "OUT": str(self.out),
             "WORK": str(self.root),
             "HOME": str(self.out),
@@ -215,6 +219,7 @@ class Scene:
         write_manifest(manifest, tree.algorithm, workspace.checked_out(tree, repository))
         client.stand(manifest, self._directory / "between")
         if technique.phase is Phase.BETWEEN:
+            self.journal = self._directory / "between" / JOURNAL
             self.script(technique.act)
         between = client.between()
         write_manifest(manifest, tree.algorithm, workspace.checked_out(tree, repository))

@@ -66,7 +66,8 @@ class Technique:
     Attributes:
         name: unique.
         act: bash script, run in the workspace by another process. ``$OUT`` is a directory outside,
-            on the same file system; ``$BIN`` has the Python that runs the tests, and formatters.
+            on the same file system; ``$BIN`` has the Python that runs the tests, and formatters;
+            ``$JOURNAL`` is a pattern of the file in which what is found goes on record.
         writer: program that must be named, or why none can be.
         found: every detector that must find it.
         path: of the tracked file that changes, or that the finding is about.
@@ -104,6 +105,22 @@ def python(source: str, *arguments: str) -> str:
     words = (sys.executable, "-Ic", source, *arguments)
     return " ".join(map(shlex.quote, words))
 
+
+#: Waits until something has gone on record, and no longer than ten seconds.
+RECORDED = (
+    "for turn in {1..1000}; do\n"
+    '  for journal in $JOURNAL; do [ -s "$journal" ] && break 2; done\n'
+    "  sleep 0.01\n"
+    "done\n"
+)
+#: The same, in Python.
+RECORDED_PYTHON = """
+import glob, os, time
+for turn in range(1000):
+    if any(map(os.path.getsize, glob.glob(os.environ['JOURNAL']))):
+        break
+    time.sleep(0.01)
+"""
 
 #: Seconds after which a process of ``waiting`` ends itself, should nobody end it.
 LONGEST = 300

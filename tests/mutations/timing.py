@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from mutations.technique import NO_MUTATION, By, Technique, Unnamed, python
+from mutations.technique import (
+    NO_MUTATION,
+    RECORDED,
+    RECORDED_PYTHON,
+    By,
+    Technique,
+    Unnamed,
+    python,
+)
 
 _SWAP = """
 import os, time
 old = open('train.py', 'rb').read()
 f = os.open('train.py', os.O_RDWR)
 os.pwrite(f, b'0.3', 35)
-time.sleep({seconds})
+{meanwhile}
 os.pwrite(f, b'0.5', 35)
 """
 _RENAMED = """
@@ -42,7 +50,7 @@ os.close(f)
 
 TECHNIQUES = (
     Technique(
-        "there and back within 1 ms", python(_SWAP.format(seconds=0.001)), NO_MUTATION,
+        "there and back within 1 ms", python(_SWAP.format(meanwhile="time.sleep(0.001)")), NO_MUTATION,
         found=(By.REWRITE,),
     ),
     Technique(
@@ -50,12 +58,12 @@ TECHNIQUES = (
         found=(By.REWRITE,),
     ),
     Technique(
-        "there, and back after a while", python(_SWAP.format(seconds=0.4)), "python",
+        "there, and back after a while", python(_SWAP.format(meanwhile=RECORDED_PYTHON)), "python",
         found=(By.EVENT,), final=False,
     ),
     Technique(
         "there, and back by another program",
-        "sed -i s/0.5/0.3/ train.py\nsleep 0.4\ngit checkout -q -- train.py", "sed",
+        "sed -i s/0.5/0.3/ train.py\n" + RECORDED + "git checkout -q -- train.py", "sed",
         found=(By.EVENT,), final=False,
     ),
     Technique(

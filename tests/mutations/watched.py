@@ -17,6 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from mutations.detectors import Named, programs
 from mutations.technique import By, Unnamed
+from sealrun.guard.mutations import JOURNAL
 from sealrun.guard.processes import Process
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def watch(
 ) -> list[dict[str, Any]]:
     """Let a technique strike under a watch; return everything that the watch said."""
     scene.script(technique.setup)
+    scene.journal = home / "state" / "watches" / "*" / JOURNAL
     try:
         with (
             tempfile.TemporaryFile() as errors,

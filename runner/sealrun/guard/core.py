@@ -198,6 +198,7 @@ class Guard:
 
     def run(self) -> str:
         """Guard until asked to end, idle for long, or without a workspace; return why."""
+        self._active = time.monotonic()  # to start may have taken long, and is no idleness
         while self._ended is None:
             try:
                 item = self._queue.get(timeout=self._patience())
