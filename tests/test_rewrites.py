@@ -35,6 +35,16 @@ def _saved(path: Path) -> None:
     path.write_bytes(COMMITTED_HERE[path.name.encode()])
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody's time runs out because the machine stands still; it is long enough as it is."""
+    assert (armed.SETTLE, armed.FILL) == (0.1, 1.0)
+    monkeypatch.setattr(armed, "SETTLE", 600.0)
+    for module in (armed, core):
+        monkeypatch.setattr(module, "FILL", 600.0)
+
+
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("name", ["train.py", EXTRA])
 @pytest.mark.parametrize("first", [_touched, _saved], ids=["touched", "saved"])
 def test_emptied_between_the_news_and_the_look(
@@ -52,6 +62,7 @@ def test_emptied_between_the_news_and_the_look(
     assert any(r.path.endswith(name.encode()) and r.content for r in report.rewrites)
 
 
+@pytest.mark.usefixtures("patient")
 def test_replaced_between_the_news_and_the_look(struck: Struck) -> None:
     """The same for a file that is removed and made anew, as git does it."""
     path = struck.root / "train.py"
@@ -74,6 +85,7 @@ def test_replaced_between_the_news_and_the_look(struck: Struck) -> None:
     assert struck.report().mutations == ()
 
 
+@pytest.mark.usefixtures("patient")
 def test_saved_and_begun_again_before_the_guard_hears(struck: Struck) -> None:
     """One save and the beginning of the next, told in one go, are no file that was closed empty."""
     path = struck.root / "train.py"
