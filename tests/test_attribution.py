@@ -481,6 +481,7 @@ def test_only_an_event_that_can_have_led_to_it_names_a_writer() -> None:
     assert _judged("deleted", later, above=(moved, back)) == (7, "live", [])
     again = _seen(2, 9, fanotify.CREATE)
     assert _judged("deleted", remove, again, later) == (7, "live", [])
+    assert _judged("deleted", remove, again, steady=False) == (7, "live", []), "and restored since"
     made = _seen(1, 8, fanotify.CREATE | fanotify.DIRECTORY)
     assert _judged("modified", above=(made,)) is None, "who made a directory did not fill it"
 

@@ -116,7 +116,7 @@ def judge(
     seen = [(one, False) for one in own] + [(one, True) for one in above]
     seen.sort(key=lambda pair: pair[0].position)
     if kind == "deleted":
-        seen = _removed(seen)
+        seen = _removed(seen, steady=steady)
     able = [
         (one, of_directory)
         for one, of_directory in seen
@@ -147,15 +147,16 @@ def judge(
     return (writer if why is None else replace(writer, how="partial", why=why)), candidates
 
 
-def _removed(seen: list[tuple[Seen, bool]]) -> list[tuple[Seen, bool]]:
+def _removed(seen: list[tuple[Seen, bool]], *, steady: bool) -> list[tuple[Seen, bool]]:
     """Leave out what cannot have removed a file: it was there again later, or had to be gone before.
 
     Args:
         seen: events, and whether each is of a directory above the file; in their order.
+        steady: it is still gone.
     """
     back = {False: -1, True: -1}
     for one, of_directory in seen:
-        if one.mask & _ARRIVED and not one.mask & _GONE:
+        if steady and one.mask & _ARRIVED and not one.mask & _GONE:
             back[of_directory] = one.position
     back[True] = max(back.values())
     gone = [
