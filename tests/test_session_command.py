@@ -53,13 +53,19 @@ def only(site: Site) -> Session:
 
 
 def recorder(session: Session) -> int:
-    """Return the pid of the process that waits for a session's end."""
-    for place in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            text = (place / "fdinfo/3").read_text()
-            if f"Pid:\t{session.pid}\n" in text:
-                return int(place.name)
-    raise AssertionError("nobody waits for the session's end")
+    """Return the pid of the process that waits for a session's end, once there is one."""
+    found: list[int] = []
+
+    def waits() -> bool:
+        for place in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                text = (place / "fdinfo/3").read_text()
+                if f"Pid:\t{session.pid}\n" in text:
+                    found.append(int(place.name))
+        return bool(found)
+
+    eventually(waits)
+    return found[0]
 
 
 # -- what passes through -----------------------------------------------------------------------------
@@ -196,8 +202,16 @@ def test_who_waits_for_the_end_holds_nothing_open(cli: Cli, site: Site) -> None:
     assert agent.stdout is not None
     assert agent.stdout.read() == b""
     waiting = recorder(only(site))
-    links = {fd.name: str(fd.readlink()) for fd in Path(f"/proc/{waiting}/fd").iterdir()}
-    assert sorted(links) == ["0", "1", "2", "3"]
+    links: dict[str, str] = {}
+
+    def has_closed_the_rest() -> bool:
+        with suppress(OSError):  # it closes them as we look
+            found = {fd.name: str(fd.readlink()) for fd in Path(f"/proc/{waiting}/fd").iterdir()}
+            links.clear()
+            links.update(found)
+        return sorted(links) == ["0", "1", "2", "3"]
+
+    eventually(has_closed_the_rest)
     assert {links[fd] for fd in "012"} == {"/dev/null"}
     assert Path(f"/proc/{waiting}/cwd").readlink() == Path("/")
     assert os.getsid(waiting) != os.getsid(agent.pid)
@@ -413,12 +427,12 @@ def test_a_named_tool_is_foreign_below_the_agent(
 
 def test_who_is_not_of_the_session_is_foreign(site: Site, agent: subprocess.Popen[str]) -> None:
     """A process beside the agent is foreign while it works, and unknown when it has ended."""
-    site.sh("sed -i s/0.5/0.3/ train.py\n:")
+    site.sh("sleep 0.1; echo 'SCALAR_LR = 0.3' 1<> train.py; sleep 0.1; :")
     assert whose(site) == ("foreign", "it descends from no session that was under way")
     agent.kill()
     agent.wait()
     eventually(lambda: only(site).ended is not None)
-    site.sh("sed -i s/0.3/0.1/ train.py\n:")
+    site.sh("sleep 0.1; echo 'SCALAR_LR = 0.1' 1<> train.py; sleep 0.1; :")
     assert whose(site) == ("unknown", "no session was under way")
 
 
@@ -427,14 +441,21 @@ def test_without_process_events_an_orphan_is_unknown(
 ) -> None:
     """A daemon that the guard knows from /proc alone is neither the loop's nor foreign."""
     script = DOUBLE_FORK.replace(
-        "time.sleep(0.3)", "\nwhile not os.path.exists('../go'): time.sleep(0.05)"
+        "time.sleep(0.3)",
+        "\nwhile os.getppid() == os.getsid(0): time.sleep(0.05)\n"
+        "open('../up', 'w')\nwhile not os.path.exists('../go'): time.sleep(0.05)",
     )
+    script += "\nwhile os.path.exists('../go'): time.sleep(0.05)"
     tell(agent, f'python3 -Ic "{script}"')
-    tell(agent, "sleep 0.2")
+    eventually((site.root.parent / "up").exists)
     site.guard.stop("test")
     again = replace(site, _client=None)
     assert again.guard.status().standing is not None
-    site.sh("touch ../go")
-    category, why = whose(again)
+    go = site.root.parent / "go"
+    go.touch()
+    try:
+        category, why = whose(again)
+    finally:
+        go.unlink()
     assert category == "unknown"
     assert "orphan" in why
