@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
+import signal
 import subprocess
 import time
 from contextlib import suppress
@@ -14,6 +16,7 @@ import pytest
 
 from sealrun.errors import GuardError
 from sealrun.guard import GuardClient, ensure, find, write_manifest
+from sealrun.guard.client import LOCK
 from sealrun.state import Places
 
 if TYPE_CHECKING:
@@ -133,6 +136,14 @@ def end(root: Path, places: Places) -> None:
         client = find(root, places)
         if client is not None:
             client.stop("test", force=True)
+
+
+def kill(pid: int, root: Path, places: Places) -> None:
+    """Kill the guard of a workspace, and wait until another can begin."""
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: find(root, places) is None)
+    with (places.guard(root.resolve()) / LOCK).open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
 
 
 def eventually(condition: Callable[[], bool], seconds: float = 20) -> None:

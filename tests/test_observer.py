@@ -83,23 +83,27 @@ def test_the_installed_watchdog_is_the_one_we_build_on(monkeypatch: pytest.Monke
 
 def test_events_come_before_the_cookie(stream: Stream, tmp_path: Path) -> None:
     """Everything written before the cookie comes out before it, moves at once and unpaired."""
-    work = tmp_path / "work"
-    work.mkdir()
-    root = os.fsencode(work)
-    assert stream.observer.cover(root)
-    (work / "a").write_text("1")
-    (work / "a").rename(work / "b")
-    begin = time.monotonic()
-    events = stream.until_cookie()
-    assert time.monotonic() - begin < 0.4, "watchdog's delay of 0.5 s is not in the way"
-    assert [(e.name, e.words) for e in events] == [
-        (b"a", ("create",)),
-        (b"a", ("modify",)),
-        (b"a", ("close-write",)),
-        (b"a", ("moved-from",)),
-        (b"b", ("moved-to",)),
-    ]
-    assert {e.directories for e in events} == {(root,)}
+    times: list[float] = []
+    # A busy machine takes its time too, but not each time.
+    while len(times) < 5 and min(times, default=1) >= 0.4:
+        work = tmp_path / f"work{len(times)}"
+        work.mkdir()
+        root = os.fsencode(work)
+        assert stream.observer.cover(root)
+        (work / "a").write_text("1")
+        (work / "a").rename(work / "b")
+        begin = time.monotonic()
+        events = stream.until_cookie()
+        times.append(time.monotonic() - begin)
+        assert [(e.name, e.words) for e in events] == [
+            (b"a", ("create",)),
+            (b"a", ("modify",)),
+            (b"a", ("close-write",)),
+            (b"a", ("moved-from",)),
+            (b"b", ("moved-to",)),
+        ]
+        assert {e.directories for e in events} == {(root,)}
+    assert min(times) < 0.4, "watchdog's delay of 0.5 s is not in the way"
 
 
 def test_reading_makes_no_events(stream: Stream, tmp_path: Path) -> None:
@@ -387,9 +391,9 @@ def test_a_stream_that_falls_silent_is_a_loss(
     guard: Guard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When the reader is gone the cookie never comes out: the drain answers, and says so."""
-    monkeypatch.setattr(core, "SILENCE", 1)
     guard.call(lambda: guard.arm("run", PLAIN, tmp_path / "e", ())).result(10)
     assert guard.drained(lambda: guard.armed("run")).result(10).complete
+    monkeypatch.setattr(core, "SILENCE", 1)
     guard._observer.reader.stop()
     guard._observer.reader.join(10)
     monkeypatch.setattr(guard._observer, "touch_cookie", lambda: None)

@@ -53,7 +53,8 @@ entry = Listed(b"train.py", 0o100644, blob_id(content, "sha1"), len(content))
 write_manifest(manifest, "sha1", [entry])
 with find(here, Places.of_user()) as client:
     client.arm("r", manifest, pathlib.Path.home() / "evidence")
-    subprocess.run(["sed", "-i", "s/0.5/0.3/", "train.py"], check=True)
+    write = "sleep 0.1; echo 'SCALAR_LR = 0.3' 1<> train.py; sleep 0.1; :"
+    subprocess.run(["bash", "-ec", write], check=True)
     eventually(lambda: bool(client.drain("r").mutations))
     (mutation,) = client.disarm("r").mutations
 writer = mutation.writer
@@ -73,7 +74,7 @@ def test_a_guard_with_four_capabilities_names_writers(theirs: Path) -> None:
     _as_user(theirs, f"{SEALRUN} guard start", f"{CAPABILITIES},{REACH}")
     how, program = _strike(theirs)
     assert how in {"live", "cached"}
-    assert program == "sed"
+    assert program == "bash"
 
 
 def test_without_them_the_change_is_found_and_nobody_is_named(theirs: Path) -> None:

@@ -173,9 +173,12 @@ def test_one_line_of_a_megabyte_is_bounded(bait: bytes) -> None:
     small, large = (bait * (size // len(bait)) for size in (1 << 16, 1 << 20))
 
     def spent(content: bytes) -> float:
-        before = time.thread_time()
-        keys(content)
-        return time.thread_time() - before
+        times: list[float] = []
+        for _ in range(3):
+            before = time.thread_time()
+            keys(content)
+            times.append(time.thread_time() - before)
+        return min(times)
 
     # Sixteen times as much; squared it would be two hundred and fifty-six times.
     assert spent(large) < 64 * max(spent(small), 0.01)

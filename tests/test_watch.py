@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import py_compile
+import select
 import struct
 import subprocess
 import sys
@@ -158,13 +159,14 @@ def test_a_rewrite_is_told_with_its_writer_and_again_at_the_end(
 ) -> None:
     """A detection has exactly the stream's fields; what stands at the end is told as final."""
     watching = watch()
-    watching.sh("sed -i s/0.5/0.3/ train.py")
+    script = "sleep 0.1; echo 'SCALAR_LR = 0.3' 1<> train.py; sleep 0.1; :"
+    watching.sh(script)
     found = watching.detected("train.py", "modified")
     assert set(found) == FIELDS
     assert (found["phase"], found["final"]) == ("during-run", False)
     if os.geteuid() == 0:
-        assert found["exe"].endswith("/sed")
-        assert found["cmdline"] == ["sed", "-i", "s/0.5/0.3/", "train.py"]
+        assert found["exe"].endswith("/bash")
+        assert found["cmdline"] == ["bash", "-ec", script]
         assert found["uid"] == 0
         assert isinstance(found["pid"], int)
     verdict = watching.end(120)
@@ -267,7 +269,8 @@ def test_a_change_that_was_taken_back_is_told(watch: Callable[..., Watching]) ->
     watching = watch()
     watching.sh("sed -i s/0.5/0.3/ train.py")
     watching.detected("train.py", "modified")
-    watching.sh("git checkout -q train.py")
+    # By a rename: git removes the file first, which could be told as well.
+    watching.sh("echo 'SCALAR_LR = 0.5' > ../before && mv ../before train.py")
     verdict = watching.end(120)
     assert watching.detections(final=True) == []
     assert verdict["mutations"] == 1
@@ -501,8 +504,9 @@ def test_git_stash_and_back_is_told_but_stands_clean_at_the_end(
 ) -> None:
     """A deleted file that returns is no difference at the end."""
     watching = watch()
-    watching.sh("rm train.py; sleep 0.5; git checkout -q -- train.py")
+    watching.sh("rm train.py")
     watching.detected("train.py", "deleted")
+    watching.sh("git checkout -q -- train.py")
     watching.end(120)
     assert watching.detections(final=True) == []
 
@@ -662,14 +666,16 @@ def test_a_formatter_in_the_session_is_foreign(
     watch: Callable[..., Watching], agent: subprocess.Popen[bytes], tmp_path: Path
 ) -> None:
     """A program that is foreign whoever starts it is told, and so is whoever is not in the session."""
-    (tmp_path / "black").write_text("#!/bin/sh\nsed -i s/0.5/0.3/ train.py\n")
+    (tmp_path / "black").write_text(
+        "#!/bin/sh\nsleep 0.1; echo 'SCALAR_LR = 0.3' > train.py; sleep 0.1; :\n"
+    )
     (tmp_path / "black").chmod(0o755)
     watching = watch()
     assert agent.stdin is not None
     agent.stdin.write(f"{tmp_path}/black train.py\n".encode())
     agent.stdin.flush()
     watching.detected("train.py", "modified")
-    watching.sh("echo 'WIDTH = 65' > pkg/model.py")
+    watching.sh("sleep 0.1; echo 'WIDTH = 65' > pkg/model.py; sleep 0.1; :")
     watching.detected("pkg/model.py", "modified")
     reasons = [r["reason"] for r in watching.end(120)["reasons"]]
     assert reasons == ["edit-foreign"]
@@ -753,9 +759,13 @@ def test_a_reader_that_stands_still_blocks_nobody(tmp_path: Path) -> None:
     """What does not fit into the pipe goes to a file, in order, and closing ends."""
     readable, writable = os.pipe()
     sink = Sink(writable, tmp_path / "spill")
-    lines = [f"{number:06d} {'x' * 200}" for number in range(2000)]
+    # Each has a page of the pipe to itself, so that a pipe without a free page takes no other.
+    lines = [f"{number:06d} {'x' * 2500}" for number in range(2000)]
     for line in lines:
         sink.put(line)
+    poll = select.poll()
+    poll.register(writable, select.POLLOUT)
+    eventually(lambda: not poll.poll(0))
     missed = sink.close(patience=0.5)
     os.set_blocking(readable, False)
     read = os.read(readable, 1 << 20).decode().split("\n")
