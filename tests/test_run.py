@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,8 +27,20 @@ TRAIN = """\
 import hashlib, pathlib, sys, time
 SCALAR_LR = 0.5
 print("sha256", hashlib.sha256(pathlib.Path(__file__).read_bytes()).hexdigest(), flush=True)
-time.sleep(float(sys.argv[1]) if len(sys.argv) > 1 else 0)
+end = time.monotonic() + (float(sys.argv[1]) if len(sys.argv) > 1 else 0)
+while time.monotonic() < end and not pathlib.Path("/out/stop").exists():
+    time.sleep(0.02)
 print(f"val_bpb: {SCALAR_LR * 2}")
+"""
+#: A foreign rewriter that can be looked at before it writes, and after.
+REWRITER = """\
+import time
+time.sleep(0.1)
+with open("train.py", "r+") as file:
+    text = file.read()
+    file.seek(0)
+    file.write(text.replace("0.5", "0.3"))
+time.sleep(0.1)
 """
 
 
@@ -65,6 +78,12 @@ def _wait_for(process: subprocess.Popen[bytes], text: bytes) -> bytes:
         assert chunk, seen
         seen += chunk
     return seen
+
+
+def _stop(cli: Cli) -> None:
+    """Let the experiment of the run that is under way end."""
+    for out in (cli.home / "state").rglob("outputs/out"):
+        (out / "stop").touch()
 
 
 def test_a_clean_run(cli: Cli, repo: Repo) -> None:
@@ -114,11 +133,11 @@ def test_a_strike_after_the_commit_is_refused_with_its_diff(cli: Cli, repo: Repo
 def test_a_strike_during_the_run_cannot_reach_it(cli: Cli, repo: Repo) -> None:
     """The committed bytes run; the edit is on record with evidence, and harmless to the number."""
     file = cli.home / "result.json"
-    process = cli.start("run", "--result-file", str(file), "--", "python3", "train.py", "2")
+    process = cli.start("run", "--result-file", str(file), "--", "python3", "train.py", "60")
     output = _wait_for(process, b"sha256 ")
-    subprocess.run(
-        ["sed", "-i", "s/SCALAR_LR = 0.5/SCALAR_LR = 0.3/", "train.py"], cwd=repo.path, check=True
-    )
+    rewriter = [sys.executable, "-Ic", REWRITER]
+    subprocess.run(rewriter, cwd=repo.path, check=True)
+    _stop(cli)
     rest, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
     stdout = (output + rest).decode()
@@ -133,7 +152,7 @@ def test_a_strike_during_the_run_cannot_reach_it(cli: Cli, repo: Repo) -> None:
     assert b"SCALAR_LR = 0.3" in Path(alert["evidence"]).read_bytes()
     writer = alert["writer"]
     assert writer["how"] in {"live", "cached"}
-    assert writer["process"]["cmdline"][:2] == ["sed", "-i"]
+    assert writer["process"]["cmdline"] == rewriter
     assert writer["parents"][0]["pid"] == os.getpid()
     assert "written by pid" in errors.decode()
 
@@ -231,7 +250,7 @@ def test_a_killed_controller_leaves_no_container_and_a_true_record(cli: Cli) -> 
     (open_run,) = cli.json("ps")["runs"]
     process.send_signal(signal.SIGKILL)
     process.wait()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20
     query = ["docker", "ps", "-q", "--filter", f"label=sealrun.run={open_run['run']}"]
     while subprocess.run(query, capture_output=True, check=True).stdout:
         assert time.monotonic() < deadline
@@ -370,7 +389,8 @@ p = pathlib.Path.home() / "corpus"
 print((p / "a.txt").read_text(), flush=True)
 try: (p / "b").write_text("x"); print("WRITTEN")
 except OSError: print("read-only", flush=True)
-time.sleep(float(sys.argv[1]))
+end = time.monotonic() + float(sys.argv[1])
+while time.monotonic() < end and not pathlib.Path("/out/stop").exists(): time.sleep(0.02)
 """
     repo.commit({"sealrun.toml": policy, "read.py": script})
     result, done = cli.run("python3", "read.py", "0")
@@ -380,9 +400,10 @@ time.sleep(float(sys.argv[1]))
     assert (recorded["source"], recorded["target"]) == (str(data), "/home/run/corpus")
     assert (recorded["files"], recorded["hashed"]) == (1, 1)
     file = cli.home / "flagged.json"
-    process = cli.start("run", "--result-file", str(file), "--", "python3", "read.py", "1")
+    process = cli.start("run", "--result-file", str(file), "--", "python3", "read.py", "60")
     _wait_for(process, b"read-only")
     (data / "a.txt").write_text("poison")
+    _stop(cli)
     process.communicate(timeout=60)
     changed = json.loads(file.read_text())
     assert (changed["verdict"], changed["harmless"]) == ("flagged", False)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from _guard import eventually
 from _sandbox import COMMITTED, USER, Bench, bench
 from sealrun.errors import EngineError, SandboxError
 from sealrun.image.model import Layer
@@ -659,6 +660,7 @@ def test_own_acts_are_no_interference(asked: Bench) -> None:
 def test_broken_event_stream_is_said(asked: Bench) -> None:
     """When the engine's events cannot be followed any more, the record says so."""
     with _gate(asked, asked.request("true")) as container:
+        eventually(lambda: container._watch._stream is not None)
         container._watch._stream.close()
         container.interference()
         assert "events" in " ".join(container.unseen())
@@ -667,10 +669,7 @@ def test_broken_event_stream_is_said(asked: Bench) -> None:
 def test_container_ended_by_somebody_else_is_lost_not_failed(asked: Bench) -> None:
     """A container killed through the engine has no exit status, and the kill is interference."""
     with _gate(asked, asked.request("sleep", "600")) as container:
-        timer = threading.Timer(0.3, asked.api.kill, (container.id,))
-        timer.start()
-        ended = Run(asked, container).ended
-        timer.join()
+        ended = Run(asked, container, lambda: asked.api.kill(container.id)).ended
         assert (ended.exit_status, ended.stopped_for) == (None, "lost")
         assert "kill" in [found.action for found in container.interference()]
 

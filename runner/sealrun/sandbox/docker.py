@@ -347,7 +347,7 @@ class DockerContainer:
         Args:
             settled: wait until every act before this call is known; else only what is known.
         """
-        if settled and not self._removed and not self._watch.settle(self._nudge, "attach", 2.0):
+        if settled and not self._removed and not self._watch.settle(self._nudge, "attach"):
             self._miss(self._watch.broken or "the engine's events could not be read to the end")
         return self._watch.found()
 
@@ -426,12 +426,14 @@ class DockerContainer:
         # creation and our first look.
         return self._client.events(since=1, filters={"type": ["container", "network"]}, decode=True)
 
-    def _nudge(self) -> None:
+    def _nudge(self) -> bool:
         """Make the engine report an event: attaching to nothing does nothing else."""
         client = self._client
         with contextlib.suppress(Exception):
             url = client._url("/containers/{0}/attach", self.id)  # noqa: SLF001 - no public way
-            client.post(url, None, params={"stream": 0, "logs": 0}).close()
+            with client.post(url, None, params={"stream": 0, "logs": 0}) as answer:
+                return bool(answer.ok)
+        return False
 
     def _miss(self, sentence: str) -> None:
         if sentence not in self._unseen:

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 HARMLESS = frozenset({"die", "oom", "top", "export", "exec_die", "exec_detach", "health_status"})
 #: What may happen to a container of ours before anybody else knows of it.
 OWN = {"create": 1, "attach": 1, "start": 1}
+#: Seconds to wait for an event that the engine owes us; and, where it owes none, for what it reports
+#: late, as of a container that somebody removed.
+_PATIENCE, _LATE = 30.0, 2.0
 #: Attributes worth keeping; the rest repeats labels.
 _KEPT = frozenset({"execID", "signal", "oldName", "exitCode", "container", "name", "type"})
 
@@ -63,13 +66,12 @@ class Watch:
         with self._changed:
             self._allowed["container", action] += 1
 
-    def settle(self, cause: Callable[[], None], action: str, timeout: float) -> bool:
+    def settle(self, cause: Callable[[], bool], action: str) -> bool:
         """Wait until everything that happened up to now was observed.
 
         Args:
-            cause: makes the engine report ``action``.
+            cause: makes the engine report ``action``; returns whether the engine did what was asked.
             action: a container event that nobody else is expected to cause.
-            timeout: seconds.
 
         Returns:
             Whether our own event came back; otherwise later ones could be missing.
@@ -78,7 +80,7 @@ class Watch:
         with self._changed:
             self._allowed[key] += 1
             wanted = self._allowed[key]
-        cause()
+        timeout = _PATIENCE if cause() else _LATE
         with self._changed:
             return (
                 self._changed.wait_for(
