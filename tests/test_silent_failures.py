@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from _cli import SEALRUN, Cli
-from _guard import Listed, eventually
+from _guard import Listed, eventually, kill
 from sealrun.guard.core import Guard
 from sealrun.guard.manifest import read_manifest, write_manifest
 from sealrun.reasons import Reason
@@ -72,34 +72,20 @@ def _codes(result: dict[str, Any]) -> set[str]:
     return {reason["code"] for reason in result["reasons"]}
 
 
-def _processes(module: str, *words: Path | int) -> list[int]:
-    """Return the processes that run a module of ours with these words in their command line."""
-    found: list[int] = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                line = (entry / "cmdline").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if module.encode() in line and all(
-                any(os.fsencode(str(word)) in part for part in line) for word in words
-            ):
-                found.append(int(entry.name))
-    return found
-
-
 def _guard(cli: Cli) -> int:
-    (guard,) = _processes("sealrun.guard", cli.home)
-    return guard
+    return int(cli.json("guard", "status")["guard"]["pid"])
 
 
 def _witness(parent: int) -> int:
     """Return the process that names writers for a guard."""
-    (witness,) = [
-        pid
-        for pid in _processes("sealrun.guard.witness")
-        if int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) == parent
-    ]
+    found: list[int] = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended
+            line = (entry / "cmdline").read_bytes().split(b"\0")
+            above = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            if b"sealrun.guard.witness" in line and above == parent:
+                found.append(int(entry.name))
+    (witness,) = found
     return witness
 
 
@@ -265,7 +251,7 @@ def test_a_run_with_five_watches_is_flagged(cli: Cli) -> None:
 def test_another_guard_does_not_hide_the_death_of_the_first(cli: Cli) -> None:
     """Whoever kills the guard and starts a new one during a run gets no clean verdict for it."""
     run = Running(cli)
-    os.kill(_guard(cli), signal.SIGKILL)
+    kill(_guard(cli), cli.directory, cli.places)
     cli("guard", "start")
     assert not cli.json("guard", "status")["guard"]["coverage"]["gaps"]
     result = run.end()
