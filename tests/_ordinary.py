@@ -9,6 +9,7 @@ is a line of ``ROOM/runs.jsonl``.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -17,6 +18,8 @@ import time
 from pathlib import Path
 
 HERE = Path.cwd()
+#: What an experiment leaves while it waits to be struck.
+WAITS = "state/repositories/*/runs/*/outputs/out/waits"
 
 
 def git(*words: str) -> None:
@@ -86,12 +89,16 @@ def iterate(number: int, *, struck: str, room: Path, sealrun: str) -> dict[str, 
         strike(room)
     result = room / "result.json"
     command = [sealrun, "run", "--result-file", str(result), "--", "python3", "train.py"]
+    if struck == "during-run":
+        command.append("waits")
     with (HERE / "run.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         while process.poll() is None and b"started" not in (HERE / "run.log").read_bytes():
             time.sleep(0.01)
         if struck == "during-run":
             strike(room)
+            for waits in Path(os.environ["SEALRUN_HOME"]).glob(WAITS):
+                waits.unlink()
         elif process.poll() is None and number % 3 == 0:
             edit(number + 10_000)  # the next idea
             if number % 6 == 0:

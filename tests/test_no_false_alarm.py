@@ -13,6 +13,7 @@ import pytest
 import _ordinary
 from _cli import SEALRUN, Cli
 from _git import WHO
+from sealrun.guard import find
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,12 +21,27 @@ if TYPE_CHECKING:
     from _git import Repo
 
 TRAIN = """\
-import time
+import pathlib, sys, time
 WIDTH = 0
 SCALAR_LR = 0.5
+waits, end = pathlib.Path("/out/waits"), time.monotonic() + 60
+if sys.argv[1:]:
+    waits.touch()
 print("started", flush=True)
 time.sleep(0.2)
+while waits.exists() and time.monotonic() < end:
+    time.sleep(0.02)
 print(f"val_bpb: {SCALAR_LR * WIDTH}")
+"""
+#: Somebody else: makes one write of a value, and can be looked at before and after.
+STRIKER = """\
+import sys, time
+time.sleep(0.1)
+with open("train.py", "r+") as file:
+    text = file.read()
+    file.seek(0)
+    file.write(text.replace("SCALAR_LR = 0.5", f"SCALAR_LR = {sys.argv[1]}"))
+time.sleep(0.1)
 """
 #: Iterations and how often somebody strikes: the proof, and the sample of it.
 FULL, SAMPLE = (1000, 50), (12, 4)
@@ -68,9 +84,14 @@ def _night(repo: Repo, tmp_path: Path, count: int, every: int) -> tuple[Cli, lis
     while loop.poll() is None:
         if (room / "strike").exists():
             strikes += 1
+            # Not before the guard has dealt with what the loop wrote.
+            guard = find(repo.path, cli.places)
+            assert guard is not None
+            with guard:
+                guard.status()
             # A value of its own each time: what is found must be this one.
-            expression = f"s/^SCALAR_LR = .*/SCALAR_LR = 0.3{strikes:03}/"
-            subprocess.run(["sed", "-i", expression, "train.py"], cwd=repo.path, check=True)
+            striker = [sys.executable, "-Ic", STRIKER, f"0.3{strikes:03}"]
+            subprocess.run(striker, cwd=repo.path, check=True)
             (room / "strike").unlink()
         time.sleep(0.01)
     assert loop.returncode == 0, loop.stderr and loop.stderr.read().decode()[-2000:]
@@ -91,7 +112,7 @@ def _check(repo: Repo, tmp_path: Path, count: int, every: int) -> None:
                 assert EXPECTED[run["struck"]] in codes, run
         alerts = cli.json("alerts")["alerts"]
         assert {alert["writer"]["category"] for alert in alerts} == {"foreign"}
-        assert sum("sed" in alert["writer"]["process"]["exe"] for alert in alerts) == len(alerts)
+        assert all(STRIKER in alert["writer"]["process"]["cmdline"] for alert in alerts)
         assert len(alerts) == count // every
     finally:
         cli.stop_guard()
