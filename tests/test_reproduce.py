@@ -159,7 +159,7 @@ def test_a_crash_and_a_deadline_repeat_too(cli: Cli, repo: Repo) -> None:
     crash, _ = cli.run("python3", "train.py", status=3)
     found = reproduced(cli, crash["run"])
     assert found["likeness"] == "outputs-identical"
-    late, _ = cli.run("python3", "train.py", "slow", status=124, options=("--deadline", "1s"))
+    late, _ = cli.run("python3", "train.py", "slow", status=124, options=("--deadline", "5s"))
     found = reproduced(cli, late["run"])
     assert found["likeness"] == "incomparable"
     assert "deadline" in found["repetitions"][0]["conditions"][0]
@@ -309,6 +309,14 @@ def test_doctor_says_which_runs_could_be_rebuilt(cli: Cli, repo: Repo) -> None:
     assert reproduced(cli, first["run"])["likeness"] == "outputs-identical"
 
 
+#: Waits until it was struck. When it is repeated nobody strikes, and nothing of it may be left.
+STRUCK = """\
+import pathlib, time
+waits, end = pathlib.Path("/out/waits"), time.monotonic() + 5
+while waits.exists() and time.monotonic() < end:
+    time.sleep(0.02)
+waits.unlink(missing_ok=True)
+"""
 KINDS = ("kept", "discarded", "crashed", "timed out", "flagged")
 
 
@@ -317,20 +325,23 @@ def one_run(cli: Cli, repo: Repo, number: int, kind: str) -> str:
     work = {
         "crashed": "raise SystemExit(1)",
         "timed out": "import time; time.sleep(60)",
-        "flagged": "import time; time.sleep(1.5)",
+        "flagged": STRUCK,
     }.get(kind, "pass")
-    program = f"print('idea {number}', flush=True)\n{work}\nprint('val_bpb: {number}.5')\n"
+    first = "open('/out/waits', 'w')\n" if kind == "flagged" else ""
+    program = f"{first}print('idea {number}', flush=True)\n{work}\nprint('val_bpb: {number}.5')\n"
     repo.commit({"train.py": program}, f"idea {number}")
     if kind == "flagged":
         process = cli.start("run", "--", "python3", "train.py")
         assert process.stdout is not None
         process.stdout.readline()
         repo.write({"train.py": "SCALAR_LR = 0.3\n"})
+        for waits in cli.places.state.glob("repositories/*/runs/*/outputs/out/waits"):
+            waits.unlink()
         process.communicate(timeout=120)
         repo.git("checkout", "-q", "--", "train.py")
     else:
         status = {"crashed": 1, "timed out": 124}.get(kind, 0)
-        options = ("--deadline", "1s") if kind == "timed out" else ()
+        options = ("--deadline", "5s") if kind == "timed out" else ()
         cli.run("python3", "train.py", status=status, options=options)
     if kind != "kept":
         repo.git("reset", "-q", "--hard", "HEAD~1")
