@@ -623,6 +623,17 @@ def _pause(asked: Bench, container: DockerContainer) -> None:
     asked.api.unpause(container.id)
 
 
+def test_an_engine_that_refuses_to_report_at_first_is_asked_again(asked: Bench) -> None:
+    """It reports nothing of a paused container; of one that goes on again it does."""
+    with _gate(asked, asked.request("sleep", "0.1")) as container:
+        asked.api.pause(container.id)
+        timer = threading.Timer(0.3, asked.api.unpause, (container.id,))
+        timer.start()
+        assert "pause" in [found.action for found in container.interference()]
+        timer.join()
+        assert container.unseen() == ()
+
+
 @pytest.mark.parametrize(
     ("act", "action"),
     [

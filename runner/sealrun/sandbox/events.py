@@ -29,6 +29,8 @@ OWN = {"create": 1, "attach": 1, "start": 1}
 #: Seconds to wait for an event that the engine owes us; and, where it owes none, for what it reports
 #: late, as of a container that somebody removed.
 _PATIENCE, _LATE = 30.0, 2.0
+#: Seconds between two tries to make it report.
+_AGAIN = 0.1
 #: Attributes worth keeping; the rest repeats labels.
 _KEPT = frozenset({"execID", "signal", "oldName", "exitCode", "container", "name", "type"})
 
@@ -80,13 +82,19 @@ class Watch:
         with self._changed:
             self._allowed[key] += 1
             wanted = self._allowed[key]
-        timeout = _PATIENCE if cause() else _LATE
+
+        def over() -> bool:
+            return self._seen[key] >= wanted or self.broken is not None
+
+        deadline = time.monotonic() + _LATE
+        # For a moment it refuses one that was paused and goes on again, and may take it for paused.
+        while not (accepted := cause()) and time.monotonic() < deadline:
+            with self._changed:
+                if self._changed.wait_for(over, _AGAIN):
+                    break
         with self._changed:
             return (
-                self._changed.wait_for(
-                    lambda: self._seen[key] >= wanted or self.broken is not None, timeout
-                )
-                and self.broken is None
+                self._changed.wait_for(over, _PATIENCE if accepted else 0) and self.broken is None
             )
 
     def found(self) -> tuple[Interference, ...]:
