@@ -35,12 +35,12 @@ print(f"val_bpb: {SCALAR_LR * WIDTH}")
 """
 #: Somebody else: makes one write of a value, and can be looked at before and after.
 STRIKER = """\
-import sys, time
+import re, sys, time
 time.sleep(0.1)
 with open("train.py", "r+") as file:
     text = file.read()
     file.seek(0)
-    file.write(text.replace("SCALAR_LR = 0.5", f"SCALAR_LR = {sys.argv[1]}"))
+    file.write(re.sub("(?m)^SCALAR_LR = .*", f"SCALAR_LR = {sys.argv[1]}", text))
 time.sleep(0.1)
 """
 #: Iterations and how often somebody strikes: the proof, and the sample of it.

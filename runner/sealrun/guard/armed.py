@@ -472,7 +472,7 @@ class ArmedRun:
             touched = self._touched[path]
             # What changed after the look has a look of its own to come, and an event that we may
             # know already.
-            if touched.seen == _identity_at(self._whole(path)):
+            if _still(self._whole(path), touched.seen):
                 touched.explained = position
         self._looked.clear()
 
